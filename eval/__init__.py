@@ -1,0 +1,1 @@
+"""Scoring a model: lm-eval adapter, perplexity, probes."""

@@ -1,0 +1,242 @@
+"""The gated delta rule in chunks of C tokens: batched matmuls within chunks, a short recurrence over chunks.
+
+Within a chunk, with G the running sum of g and h the state before the chunk,
+
+    D_ij = exp(G_i - G_j) beta_j   (i >= j)            decay from token j to token i, times j's writing strength
+    (I + strict(K K^T * D)) E = V - exp(G) K h         E: what each write corrects, v_t - S'^T k_t
+    O    = exp(G) Q h + (Q K^T * D) E
+    h'   = exp(G_C) h + (exp(G_C - G) beta K)^T E
+
+(the WY form of DeltaNet, arXiv 2406.06484, with the gate of arXiv 2412.06464). beta sits on the *columns* of the
+triangular system. Then dV is the adjoint of E itself, and beta's gradient is <E, dV> / beta, so the backward pass needs
+neither v nor any matrix without beta.
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..sequences import Chunks, Sequences
+from ..triangular import unit_lower_inverse, unit_lower_inverse_flops
+
+MIN_LOG_DECAY = -80.0  # exp(-80) = 2e-35 counts as nothing, and underflow below it makes exp ten times slower on a CPU
+MIN_BETA = 1e-25  # stands for beta = 0, so that <E, dV> / beta is its gradient; far below what a state can resolve
+SEGMENT = 2**17  # elements of the C x C matrices worked on at a time: they and their kind stay in cache
+
+
+class Inputs(NamedTuple):
+    """The op's tensor arguments, g always given."""
+
+    q: Tensor  # [B, T, H, K]
+    k: Tensor
+    v: Tensor  # [B, T, HV, V]
+    g: Tensor  # [B, T, HV]
+    beta: Tensor
+
+
+class Kept(NamedTuple):
+    """What backward needs of a segment besides the inputs."""
+
+    inverse: Tensor  # [R, C, C], R = chunks * HV
+    e: Tensor  # [R, C, V]
+    h: Tensor  # [R, K, V] states before each chunk
+
+
+def gated_delta_rule_chunked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor,
+    *,
+    scale: float,
+    initial_state: Tensor | None,
+    sequences: Sequences,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Same contract as `gated_delta_rule_reference`; half-precision inputs multiply in float32."""
+    inputs = Inputs(q, k, v, torch.zeros_like(beta) if g is None else g, beta)
+    chunks = sequences.chunks(chunk_size, q.device)
+    if initial_state is None:
+        shape = (len(sequences), v.shape[2], q.shape[-1], v.shape[-1])
+        initial_state = v.new_zeros(shape, dtype=torch.promote_types(v.dtype, torch.float32))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, initial_state)):
+        return _ChunkedGatedDeltaRule.apply(*inputs, initial_state, scale, chunks)  # type: ignore[return-value]
+    o, state, _ = _forward(inputs, initial_state, scale, chunks, keep=False)
+    return o, state
+
+
+class _ChunkedGatedDeltaRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q, k, v, g, beta, initial_state, scale, chunks):
+        inputs = Inputs(q, k, v, g, beta)
+        o, state, kept = _forward(inputs, initial_state, scale, chunks, keep=True)
+        ctx.save_for_backward(*inputs, *(x for segment in kept for x in segment))
+        ctx.scale, ctx.chunks = scale, chunks
+        return o, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do, dstate):
+        saved = ctx.saved_tensors
+        kept = [Kept(*saved[i : i + 3]) for i in range(5, len(saved), 3)]
+        with torch.autocast(do.device.type, enabled=False):
+            return *_backward(Inputs(*saved[:5]), kept, ctx.scale, ctx.chunks, do, dstate), None, None
+
+
+class Operands:
+    """The matrices of a segment's chunks. R = chunks * HV matrices per value head, chunks * H per key head."""
+
+    def __init__(self, inputs: Inputs, scale: float, chunks: Chunks, start: int, stop: int) -> None:
+        n_heads, n_value_heads = inputs.q.shape[2], inputs.v.shape[2]
+        self.group = n_value_heads // n_heads
+        dtype = torch.promote_types(inputs.v.dtype, torch.float32)
+        self.q = chunks.gather(inputs.q, start, stop).to(dtype).mul(scale).flatten(0, 1)  # [chunks * H, C, K]
+        self.k = chunks.gather(inputs.k, start, stop).to(dtype).flatten(0, 1)
+        self.qk = torch.bmm(self.q, self.k.mT)
+        self.kk = torch.bmm(self.k, self.k.mT)
+        # differences of large sums: float32 would cost the decays their last three digits
+        total = chunks.gather(inputs.g, start, stop).double().cumsum(-1).flatten(0, 1)  # G [R, C]
+        beta = chunks.gather(inputs.beta, start, stop).to(dtype).flatten(0, 1)
+        self.beta = torch.where(beta.abs() < MIN_BETA, MIN_BETA, beta)
+        decay = total.new_empty(*total.shape, chunks.size, dtype=dtype)
+        torch.sub(total.unsqueeze(-1), total.unsqueeze(-2), out=decay)
+        self.decay = decay.clamp_(MIN_LOG_DECAY, 0).exp_().mul_(self.beta.unsqueeze(-2))  # D where i >= j
+        self.grown = total.clamp(min=MIN_LOG_DECAY).exp().to(beta.dtype).unsqueeze(-1)  # exp(G) [R, C, 1]
+        left = (total[:, -1:] - total).clamp_(min=MIN_LOG_DECAY).exp_().to(beta.dtype)
+        self.written = (left * self.beta).unsqueeze(-1)  # exp(G_C - G) beta [R, C, 1]
+        self.chunk_decay = self.grown[:, -1:]  # [R, 1, 1]
+
+    def weigh(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x per key head [chunks * H, C, *] times a weight per value head [R, C, *] -> [R, C, *]."""
+        return (x.unsqueeze(1) * weight.unflatten(0, (-1, self.group))).flatten(0, 1)
+
+    def dot(self, x: Tensor, y: Tensor) -> Tensor:
+        """<x, y> over channels of x per key head and y per value head: [R, C]."""
+        return self.weigh(x, y).sum(-1)
+
+    def sum_group(self, x: Tensor) -> Tensor:
+        """Per value head [R, ...] to per key head [chunks * H, ...]."""
+        return x if self.group == 1 else x.unflatten(0, (-1, self.group)).sum(1)
+
+
+def _segments(chunks: Chunks, n_value_heads: int) -> list[tuple[int, int]]:
+    """Ranges of steps small enough for their matrices to stay in cache."""
+    rows = max(1, SEGMENT // (n_value_heads * chunks.size**2))
+    ranges, start = [], 0
+    for stop in range(1, len(chunks.active) + 1):
+        if stop == len(chunks.active) or chunks.first_row[stop + 1] - chunks.first_row[start] > rows:
+            ranges.append((start, stop))
+            start = stop
+    return ranges
+
+
+def _rows(chunks: Chunks, start: int, stop: int, n_value_heads: int) -> list[slice]:
+    """Rows of each step's matrices within the segment."""
+    first = chunks.first_row[start : stop + 1]
+    return [slice((a - first[0]) * n_value_heads, (b - first[0]) * n_value_heads) for a, b in itertools.pairwise(first)]
+
+
+def _forward(
+    inputs: Inputs, initial_state: Tensor, scale: float, chunks: Chunks, keep: bool
+) -> tuple[Tensor, Tensor, list[Kept]]:
+    order, n_value_heads = chunks.order, inputs.v.shape[2]
+    state = (initial_state.clone() if order is None else initial_state.index_select(0, order)).flatten(0, 1)
+    o = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
+    kept = []
+    for start, stop in _segments(chunks, n_value_heads):
+        x = Operands(inputs, scale, chunks, start, stop)
+        v = chunks.gather(inputs.v, start, stop)
+        v = torch.empty_like(v, dtype=state.dtype, memory_format=torch.contiguous_format).copy_(v).flatten(0, 1)
+        inverse = unit_lower_inverse(x.weigh(x.kk, x.decay).tril_(-1))
+        e, h = _scan(x, inverse, v, state, _rows(chunks, start, stop, n_value_heads))
+        out = torch.bmm(x.weigh(x.qk, x.decay).tril_(), e)
+        out = torch.baddbmm(out, x.weigh(x.q, x.grown), h, out=out)
+        chunks.scatter(out.unflatten(0, (-1, n_value_heads)), o, start, stop)
+        if keep:
+            kept.append(Kept(inverse, e, h))
+    state = state.view(initial_state.shape)
+    return o, state if order is None else torch.empty_like(state).index_copy_(0, order, state), kept
+
+
+def _scan(x: Operands, inverse: Tensor, v: Tensor, state: Tensor, steps: list[slice]) -> tuple[Tensor, Tensor]:
+    """Runs the chunk recurrence; overwrites v [R, C, V] by E and `state` [N*HV, K, V]; returns E and h [R, K, V]."""
+    read, write = x.weigh(x.k, x.grown), x.weigh(x.k, x.written).mT
+    h = state.new_empty(len(v), *state.shape[1:])
+    for rows in steps:
+        now = state[: rows.stop - rows.start]
+        before = h[rows].copy_(now)
+        error = torch.baddbmm(v[rows], read[rows], before, alpha=-1)
+        e = torch.bmm(inverse[rows], error, out=v[rows])
+        torch.baddbmm(now.mul_(x.chunk_decay[rows]), write[rows], e, out=now)
+    return v, h
+
+
+def _backward(
+    inputs: Inputs, kept: list[Kept], scale: float, chunks: Chunks, do: Tensor, dstate: Tensor
+) -> tuple[Tensor, ...]:
+    order, n_value_heads = chunks.order, inputs.v.shape[2]
+    shape = dstate.shape
+    dstate = (dstate.clone() if order is None else dstate.index_select(0, order)).flatten(0, 1)
+    grads = Inputs(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs))
+    for (start, stop), saved in zip(reversed(_segments(chunks, n_value_heads)), reversed(kept), strict=True):
+        x = Operands(inputs, scale, chunks, start, stop)
+        dout = chunks.gather(do, start, stop).to(dstate.dtype).flatten(0, 1)
+        dv, dh = _scan_backward(x, saved, dout, dstate, _rows(chunks, start, stop, n_value_heads))
+        for grad, out in zip(_input_grads(x, saved, dout, dv, dh, scale), grads, strict=True):
+            chunks.scatter(grad.unflatten(0, (-1, out.shape[2])), out, start, stop)
+    dstate = dstate.view(shape)
+    return *grads, dstate if order is None else torch.empty_like(dstate).index_copy_(0, order, dstate)
+
+
+def _scan_backward(x: Operands, saved: Kept, dout: Tensor, dstate: Tensor, steps: list[slice]) -> tuple[Tensor, Tensor]:
+    """The recurrence in reverse, updating `dstate` in place; returns dV [R, C, V] and the adjoints of h' [R, K, V]."""
+    dv = torch.bmm(x.weigh(x.qk, x.decay).tril_().mT, dout)  # E's adjoint first, V's in the end
+    from_o = torch.bmm(x.weigh(x.q, x.grown).mT, dout)
+    read, write = x.weigh(x.k, x.grown).mT, x.weigh(x.k, x.written)
+    dh = torch.empty_like(from_o)
+    for rows in reversed(steps):
+        now = dstate[: rows.stop - rows.start]
+        after = dh[rows].copy_(now)
+        de = torch.baddbmm(dv[rows], write[rows], after)
+        torch.bmm(saved.inverse[rows].mT, de, out=dv[rows])
+        torch.addcmul(from_o[rows], now, x.chunk_decay[rows], out=now)
+        torch.baddbmm(now, read[rows], dv[rows], alpha=-1, out=now)
+    return dv, dh
+
+
+def _input_grads(x: Operands, saved: Kept, dout: Tensor, dv: Tensor, dh: Tensor, scale: float) -> tuple[Tensor, ...]:
+    """Gradients of a segment's q, k (per key head), v, g and beta (per value head), each [*, C, ...]."""
+    e, h = saved.e, saved.h
+    # through states: read by q and by k's error (subtracted), written by k
+    dq = torch.bmm(dout, h.mT).mul_(x.grown)
+    dk_read = torch.bmm(dv, h.mT).mul_(x.grown)
+    dk_write = torch.bmm(e, dh.mT).mul_(x.written)
+    g_read = x.dot(x.q, dq) - x.dot(x.k, dk_read)
+    g_write = x.dot(x.k, dk_write)
+    # within the chunk
+    dqk = torch.bmm(dout, e.mT).mul_(x.decay).tril_()
+    dkk = torch.bmm(dv, e.mT).mul_(x.decay).tril_(-1)  # subtracted
+    pairs = x.weigh(x.qk, dqk).tril_(-1).sub_(x.weigh(x.kk, dkk))
+    dqk, dkk = x.sum_group(dqk), x.sum_group(dkk)
+    dq, dk = x.sum_group(dq), x.sum_group(dk_write.sub_(dk_read))
+    dq = torch.baddbmm(dq, dqk, x.k, out=dq).mul_(scale)
+    dk = torch.baddbmm(dk, dqk.mT, x.q, out=dk)
+    dk = torch.baddbmm(dk, dkk + dkk.mT, x.k, alpha=-1, out=dk)
+    # a pair (i, j) sees the gates j+1..i: sums from the right of what is read, from the left of what is written
+    dg = (pairs.sum(-1) - pairs.sum(-2)).add_(g_read).flip(-1).cumsum(-1).flip(-1)
+    dg[:, 1:] += g_write[:, :-1].cumsum(-1)
+    dg += (h * dh).sum((-2, -1))[:, None].mul_(x.chunk_decay[:, 0])
+    dbeta = (e * dv).sum(-1).div_(x.beta)
+    return dq, dk, dv, dg, dbeta
+
+
+def gated_delta_rule_flops(K: int, V: int, C: int, group: int = 1) -> float:
+    """Forward matmul FLOPs per token and value head for chunks of C tokens; `group` value heads share a key head.
+
+    Q K^T and K K^T (per key head), the triangular inverse, E, the products with the state, O.
+    """
+    return 4 * C * K / group + unit_lower_inverse_flops(C) / C + 4 * C * V + 6 * K * V

@@ -1,0 +1,46 @@
+"""flash-linear-attention's Triton kernels behind the same contract, for comparison on a GPU."""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from ..sequences import Sequences
+
+
+def fla_unavailable(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f'its kernels need tensors on a CUDA device, these are on {device.type}; move them or use backend="auto"'
+    missing = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed; pip install 'hybridlm[gpu]'"
+    return None
+
+
+def gated_delta_rule_fla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor,
+    *,
+    scale: float,
+    initial_state: Tensor | None,
+    sequences: Sequences,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Same contract as `gated_delta_rule_reference`, within the library's own limits on dtypes and head sizes."""
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    return chunk_gated_delta_rule(
+        q=q,
+        k=k,
+        v=v,
+        g=torch.zeros_like(beta, dtype=torch.float32) if g is None else g,
+        beta=beta,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=True,
+        cu_seqlens=None if sequences.bounds is None else torch.tensor(sequences.bounds, device=q.device),
+        chunk_size=chunk_size,
+    )

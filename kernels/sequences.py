@@ -1,0 +1,161 @@
+"""Where the sequences of a batch begin and end: B rows of equal length, or documents packed along T by cu_seqlens.
+
+Every operator sees N sequences and never asks which of the two it was given. `Chunks` cuts them into chunks of C tokens
+in step-major order: chunk 0 of every sequence, then chunk 1 of every sequence that has one, and so on, longest sequence
+first. A recurrence over chunks then touches contiguous rows only.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_host_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """N sequences inside a [B, T, ...] tensor; `bounds` are the documents' offsets, None for B rows of length T."""
+
+    batch: int
+    tokens: int
+    bounds: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, cu_seqlens: Tensor | None) -> "Sequences":
+        """Layout of x [B, T, ...]. cu_seqlens is copied to the host once per tensor, however many layers ask.
+
+        Raises ValueError if cu_seqlens does not describe x.
+        """
+        batch, tokens = x.shape[:2]
+        if cu_seqlens is None:
+            return cls(batch, tokens)
+        if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
+            found = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+            raise ValueError(
+                f"cu_seqlens is {found}; allowed: a tensor of int32 or int64, e.g. torch.tensor([0, 5, 9])"
+            )
+        if batch != 1:
+            raise ValueError(
+                f"cu_seqlens packs documents along T, so B must be 1, not {batch}; reshape to [1, B*T, ...]"
+            )
+        bounds = _host_copy(cu_seqlens)
+        if cu_seqlens.ndim != 1 or len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != tokens or _decreases(bounds):
+            raise ValueError(
+                f"cu_seqlens is {_abridged(bounds)} of shape {list(cu_seqlens.shape)}; "
+                f"allowed: offsets that start at 0, never decrease and end at T={tokens}"
+            )
+        return cls(1, tokens, bounds)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        if self.bounds is None:
+            return (self.tokens,) * self.batch
+        return tuple(b - a for a, b in itertools.pairwise(self.bounds))
+
+    def __len__(self) -> int:
+        return self.batch if self.bounds is None else len(self.bounds) - 1
+
+    @property
+    def equal(self) -> bool:
+        """All sequences have one length, so [B, T, ...] views as [N, length, ...]."""
+        return len(set(self.lengths)) <= 1
+
+    def chunks(self, chunk_size: int, device: torch.device) -> "Chunks":
+        """Cut into chunks of min(chunk_size, the power of two that holds the longest sequence)."""
+        longest = max(self.lengths, default=0)
+        size = min(chunk_size, 1 << max(0, longest - 1).bit_length())
+        return _chunks(self, size, device)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Step-major chunks of `size` tokens; `active[j]` sequences have a chunk j.
+
+    For sequences of unequal length `order` lists them longest first, `token[r]` holds the token positions of chunk r
+    and `real[r]` is False behind the end of a document. Equal lengths need none of the three: chunking is a transpose.
+    """
+
+    sequences: Sequences
+    size: int
+    active: tuple[int, ...]
+    order: Tensor | None = None
+    token: Tensor | None = None
+    real: Tensor | None = None
+
+    @cached_property
+    def first_row(self) -> tuple[int, ...]:
+        """first_row[j]: number of chunks before step j."""
+        return tuple(itertools.accumulate(self.active, initial=0))
+
+    def gather(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Steps [start, stop) of x [B, T, H, ...] as [rows, H, C, ...], a view if possible; 0 behind a sequence."""
+        if self.token is None or self.real is None:
+            n, length = len(self.sequences), self.sequences.lengths[0]
+            part = x.reshape(n, length, *x.shape[2:])[:, start * self.size : stop * self.size]
+            missing = (stop - start) * self.size - part.shape[1]
+            if missing:
+                part = F.pad(part, (0, 0) * (x.ndim - 2) + (0, missing))
+            return part.unflatten(1, (stop - start, self.size)).transpose(0, 1).transpose(2, 3).flatten(0, 1)
+        rows = slice(self.first_row[start], self.first_row[stop])
+        picked = x[0].index_select(0, self.token[rows].flatten()).unflatten(0, (-1, self.size))
+        return picked.mul_(self.real[rows].view(*picked.shape[:2], *(1,) * (x.ndim - 2))).transpose(1, 2)
+
+    def scatter(self, chunks: Tensor, out: Tensor, start: int, stop: int) -> None:
+        """Inverse of `gather`: writes chunks [rows, H, C, ...] to their tokens in out [B, T, H, ...]."""
+        if self.token is None or self.real is None:
+            n, length = len(self.sequences), self.sequences.lengths[0]
+            part = out.view(n, length, *out.shape[2:])[:, start * self.size : stop * self.size]
+            steps = chunks.unflatten(0, (stop - start, n)).transpose(0, 1).transpose(2, 3)  # [N, S, C, H, ...]
+            if part.shape[1] == (stop - start) * self.size:
+                part.unflatten(1, (stop - start, self.size)).copy_(steps)
+            else:
+                part.copy_(steps.flatten(1, 2)[:, : part.shape[1]])
+            return
+        rows = slice(self.first_row[start], self.first_row[stop])
+        real = self.real[rows]
+        out[0].index_copy_(0, self.token[rows][real], chunks.transpose(1, 2)[real].to(out.dtype))
+
+
+@lru_cache(maxsize=64)
+def _chunks(sequences: Sequences, size: int, device: torch.device) -> Chunks:
+    lengths = sequences.lengths
+    longest = max(lengths, default=0)
+    n_steps = -(-longest // size)
+    if sequences.equal:
+        return Chunks(sequences, size, (len(sequences),) * n_steps)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    n_chunks = [-(-lengths[i] // size) for i in order]
+    active = tuple(sum(n > j for n in n_chunks) for j in range(n_steps))
+    assert sequences.bounds is not None  # rows of a batch are always equal
+    begin = torch.tensor([sequences.bounds[i] for i in order])
+    end = torch.tensor([sequences.bounds[i + 1] for i in order])
+    step = torch.repeat_interleave(torch.arange(n_steps), torch.tensor(active))  # [rows]
+    member = torch.cat([torch.arange(n) for n in active])
+    token = (begin[member] + step * size)[:, None] + torch.arange(size)
+    real = token < end[member, None]
+    token = token.where(real, 0)
+    return Chunks(sequences, size, active, torch.tensor(order, device=device), token.to(device), real.to(device))
+
+
+def _host_copy(cu_seqlens: Tensor) -> tuple[int, ...]:
+    if cu_seqlens.is_inference():  # carries no version counter, so a cached copy could go stale
+        return tuple(cu_seqlens.flatten().tolist())
+    version, bounds = _host_copies.get(cu_seqlens) or (None, ())
+    if version != cu_seqlens._version:
+        bounds = tuple(cu_seqlens.flatten().tolist())
+        _host_copies[cu_seqlens] = (cu_seqlens._version, bounds)
+    return bounds
+
+
+def _decreases(bounds: tuple[int, ...]) -> bool:
+    return any(b < a for a, b in itertools.pairwise(bounds))
+
+
+def _abridged(bounds: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, bounds[:8]))
+    return f"[{shown}, ... {bounds[-1]}]" if len(bounds) > 8 else f"[{shown}]"

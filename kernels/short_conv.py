@@ -1,0 +1,109 @@
+"""Short causal depthwise convolution over time, with carried state and document boundaries."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .sequences import Sequences
+
+BLOCK = 256  # rows of the weight gradient's reduction that stay in cache
+
+
+def short_conv(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    activation: str | None = "silu",
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """y_t = act( sum_j weight[:, W-1-j] * x_{t-j} ), j = 0..W-1, within each sequence; as nn.Conv1d padded on the left.
+
+    x: [B, T, D]. weight: [D, W], cast to x's dtype. activation: "silu" or None. initial_state: [N, W-1, D], the inputs
+    before the first token, default 0; N = B sequences, or cu_seqlens' documents packed along T with B = 1.
+
+    Returns y [B, T, D] and, if asked for, the last W-1 inputs [N, W-1, D], else None. Raises ValueError on inputs that
+    do not fit.
+    """
+    if x.ndim != 3 or weight.ndim != 2 or weight.shape[0] != x.shape[2]:
+        shapes = f"{list(x.shape)} and {list(weight.shape)}"
+        raise ValueError(f"x and weight have shapes {shapes}; allowed: [B, T, D] and [D, W]")
+    if activation not in ("silu", None):
+        raise ValueError(f"activation is {activation!r}; allowed: 'silu' or None")
+    sequences = Sequences.of(x, cu_seqlens)
+    width = weight.shape[1]
+    expected = [len(sequences), width - 1, x.shape[2]]
+    if initial_state is None:
+        initial_state = x.new_zeros(expected)
+    elif list(initial_state.shape) != expected or initial_state.dtype != x.dtype:
+        raise ValueError(
+            f"initial_state is {initial_state.dtype} {list(initial_state.shape)}; "
+            f"allowed: {x.dtype} {expected}, [N, W-1, D]"
+        )
+    lengths, weight = sequences.lengths, weight.to(x.dtype)
+    silu = activation == "silu"
+    if sequences.bounds is None:
+        extended = torch.cat([initial_state, x], dim=1)  # [B, W-1 + T, D]
+        y = _causal_conv(extended, weight, silu)
+        return y, extended[:, extended.shape[1] - (width - 1) :] if output_final_state else None
+    # each document behind its own W-1 inputs; the W-1 outputs that mix two documents are dropped
+    pieces = zip(initial_state, x[0].split(lengths), strict=True)
+    extended = torch.cat([part for pair in pieces for part in pair])  # [T + N (W-1), D]
+    outputs = _causal_conv(extended[None], weight, silu)[0].split([n for a in lengths for n in (a, width - 1)][:-1])
+    y = torch.cat(outputs[::2])[None]
+    if not output_final_state:
+        return y, None
+    documents = extended.split([width - 1 + n for n in lengths])
+    return y, torch.stack([document[len(document) - (width - 1) :] for document in documents])
+
+
+def _causal_conv(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
+    """x [N, W-1 + T, D] -> [N, T, D]."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _CausalConv.apply(x, weight, silu)  # type: ignore[return-value]
+
+
+class _CausalConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, silu: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.silu = silu
+        y = _correlate(x, weight)
+        return F.silu(y, inplace=True) if silu else y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        with torch.autocast(dy.device.type, enabled=False):
+            if ctx.silu:  # a second convolution costs less than keeping its output through the whole step
+                dy = torch.ops.aten.silu_backward(dy, _correlate(x, weight))
+            reach = weight.shape[1] - 1
+            dx = _correlate(F.pad(dy, (0, 0, reach, reach)), weight.flip(1))
+            return dx, _weight_grad(x, dy, weight), None
+
+
+def _correlate(x: Tensor, weight: Tensor) -> Tensor:
+    """y_t = sum_i weight[:, i] * x_{t+i}. As an image of height 1, [N, L, D] is channels-last: no transposed copy."""
+    if x.shape[1] < weight.shape[1]:
+        return x.new_empty(x.shape[0], 0, x.shape[2])
+    image = x.contiguous().unsqueeze(1).permute(0, 3, 1, 2)  # [N, D, 1, L]
+    y = F.conv2d(image, weight[:, None, None], groups=weight.shape[0])
+    return y.permute(0, 2, 3, 1).squeeze(1).contiguous()
+
+
+def _weight_grad(x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
+    """sum over t of dy_t * x_{t+i}, in float32 at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    grad = weight.new_zeros(weight.shape[1], weight.shape[0], dtype=dtype)
+    for n in range(len(x)):
+        for start in range(0, dy.shape[1], BLOCK):
+            rows = dy[n, start : start + BLOCK].to(dtype)
+            seen = x[n, start : start + len(rows) + len(grad) - 1].to(dtype)
+            for i in range(len(grad)):
+                grad[i] += (rows * seen[i : i + len(rows)]).sum(0)
+    return grad.t().to(weight.dtype)

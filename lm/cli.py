@@ -1,0 +1,166 @@
+"""The command line: one verb per thing a user does, each a thin call. Heavy imports happen inside the verbs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Pretrain, score and run hybrid language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench_app = typer.Typer(help="Measure this machine: operators, training.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe's name or YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.steps=100")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, e.g. runs/demo")]
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="sources to download")] = None,
+    cache: Annotated[Path, typer.Option(help="where downloads are kept")] = Path("~/.cache/hybridlm"),
+) -> None:
+    """Download pinned data sets; without a name, list them with licence and use."""
+    from ..tools.sources import fetch_sources, list_sources
+
+    if names:
+        fetch_sources(names, cache.expanduser(), _console())
+    else:
+        list_sources(_console())
+
+
+@app.command()
+def prepare(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Train the tokenizer and pack the corpus of a recipe; does nothing when that is done."""
+    from .config import Recipe
+    from .data.prepare import prepare as run_prepare
+
+    _console().print(f"prepared: {run_prepare(Recipe.load(recipe, overrides or ())).folder}", highlight=False)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="a recipe's name, YAML file, or a run folder to go on with")
+    ],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print parameters, FLOPs, tokens and memory, and stop")
+    ] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="set by the deepspeed launcher")] = 0,
+) -> None:
+    """Train a recipe, from its latest checkpoint if there is one, then score it.
+
+    One process by itself; many with torchrun or deepspeed in front of the same command line.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    from .config import Recipe
+
+    path = Path(recipe) / "recipe.yaml"
+    loaded = Recipe.load(path if path.is_file() else recipe, overrides or ())
+    if dry_run:
+        from .summary import print_summary
+
+        return print_summary(loaded, _console())
+    from ..tools.pretrain import pretrain
+
+    pretrain(loaded, _console())
+
+
+@app.command("eval")
+def evaluate(
+    run: RunFolder,
+    tasks: Annotated[str, typer.Option(help="comma-separated; see eval/tasks")] = "piqa,arc_challenge",
+    limit: Annotated[int | None, typer.Option(min=1, help="documents per task; default: all")] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="padded tokens per forward")] = 8192,
+) -> None:
+    """Score a run on lm-eval tasks; the table and RUN/eval/*.json carry standard errors."""
+    from ..tools.score import score_tasks
+
+    score_tasks(run, [task.strip() for task in tasks.split(",") if task.strip()], limit, batch_tokens, _console())
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Option(help="text to continue")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Continue a prompt, printing the text as it is drawn."""
+    from ..tools.sample import stream
+
+    stream(run, prompt, max_new_tokens, temperature, top_p, seed, lambda text: print(text, end="", flush=True))
+    print()
+
+
+@app.command()
+def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="one run folder or several")]) -> None:
+    """Tables and the loss plot of one run or several."""
+    from ..tools.report import report_runs
+
+    report_runs(runs, _console())
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package, with their parameters and tokens."""
+    from ..tools.recipes import list_recipes
+
+    list_recipes(_console())
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, kernel backends, stale build locks, and what to do about each problem."""
+    from ..tools.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(_console()))
+
+
+@bench_app.command("ops")
+def bench_ops() -> None:
+    """Operators against transformers' fallbacks, alternating in one process."""
+    from ..tools.bench_ops import main
+
+    main()
+
+
+@bench_app.command("train")
+def bench_train(
+    steps: Annotated[int, typer.Option(min=2, help="timed steps of each model")] = 12,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """The demo model's training step against transformers' OlmoHybrid of the same size."""
+    from ..tools.bench_train import bench
+
+    bench(steps, precision, threads, _console())
+
+
+def _console():
+    from rich.console import Console
+
+    return Console()
+
+
+def main() -> None:
+    """Entry point: a problem the user can fix is one line on stderr and exit code 1, not a traceback."""
+    from .errors import UserError
+
+    try:
+        app()
+    except UserError as error:
+        print(f"hybridlm: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("hybridlm: interrupted; the same command goes on from the latest checkpoint", file=sys.stderr)
+        sys.exit(130)

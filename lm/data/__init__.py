@@ -1,0 +1,1 @@
+"""Data: sources, corpora, tokenizers, packed shards, the resumable loader."""

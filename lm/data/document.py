@@ -1,0 +1,27 @@
+"""What every source yields and every later stage consumes."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigError
+
+
+class DataError(ConfigError):
+    """A download or a prepared file that cannot be used. The message is one line and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text. `id` is stable: the same document has it in every run, whatever else is selected beside it."""
+
+    id: str
+    text: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def position(self) -> float:
+        """The id's place in [0, 1): uniform over ids, so an interval of it is a reproducible random sample."""
+        number = int(hashlib.sha1(self.id.encode(), usedforsecurity=False).hexdigest(), 16)
+        # the last two digits lead: [0, 0.02) is the usual split by `hash % 100 < 2`
+        return (number % 100 + number // 100 % 10**13 / 10**13) / 100

@@ -1,0 +1,155 @@
+"""Softmax attention: grouped queries (GQA), rotary positions, optional query-key norm and sliding window.
+
+    q, k, v = x W_qkv;  q, k = rope(norm(q), norm(k));  o_t = sum_{j <= t} softmax_j(q_t k_j / sqrt(D)) v_j;  y = o W_o
+
+Vaswani et al. 2017 (arXiv 1706.03762, eq. 1); GQA: Ainslie et al. 2023 (arXiv 2305.13245).
+"""
+
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...kernels.softmax_attention import causal_attention, masked_attention
+from ..model.cache import KVState
+from ..model.norm import RMSNorm
+from ..model.rope import RopeConfig, cos_sin, inverse_frequencies, rotate
+from ..model.sequences import Sequences
+from .base import Mixed, Mixer, MixerConfig
+
+if TYPE_CHECKING:
+    from ..config import BaseModelConfig
+
+
+class AttentionConfig(MixerConfig):
+    """Heads default to width 64 (a quarter of d_model below 256); `rope: null` leaves positions out."""
+
+    n_heads: int | None = Field(default=None, gt=0)
+    n_kv_heads: int | None = Field(default=None, gt=0)
+    head_dim: int | None = Field(default=None, gt=1)
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """RMSNorm on q and k before RoPE: per head (Qwen3) or over all heads together (OLMo 2)."""
+    window: int | None = Field(default=None, gt=0)
+    """Keys a query sees, itself included; None: all."""
+    rope: RopeConfig | None = RopeConfig()
+
+    def resolve(self, model: "BaseModelConfig") -> Self:
+        head_dim, n_heads = head_sizes(model.d_model, self.head_dim, self.n_heads)
+        n_kv_heads = self.n_kv_heads or n_heads
+        if n_heads % n_kv_heads:
+            raise ValueError(f"attention.n_kv_heads: {n_kv_heads} does not divide n_heads={n_heads}; use a divisor")
+        if self.rope and head_dim % 2:
+            raise ValueError(
+                f"attention.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one or rope: null"
+            )
+        return self.model_copy(update={"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim})
+
+
+def head_sizes(d_model: int, head_dim: int | None, n_heads: int | None) -> tuple[int, int]:
+    """(head_dim, n_heads), whichever is missing sized so that the heads together are about as wide as the model."""
+    if head_dim is None:
+        head_dim = max(d_model // n_heads, 2) if n_heads else (64 if d_model >= 256 else max(16, d_model // 4))
+        head_dim += head_dim % 2
+    return head_dim, n_heads or max(1, d_model // head_dim)
+
+
+class Attention(Mixer):
+    """See the module's equation. The state is a KV cache, a ring of `window` slots when there is a window."""
+
+    Config = AttentionConfig
+    constant_state = False
+
+    def __init__(self, options: AttentionConfig, model: "BaseModelConfig", index: int):
+        super().__init__(options, model, index)
+        self.n_heads, self.n_kv_heads = options.n_heads or 0, options.n_kv_heads or 0
+        self.head_dim, self.window = options.head_dim or 0, options.window
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.qkv_proj = nn.Linear(model.d_model, q + 2 * kv, bias=False)
+        self.o_proj = nn.Linear(q, model.d_model, bias=False)
+        if options.qk_norm != "none":
+            head = options.qk_norm == "head"
+            self.q_norm = RMSNorm(self.head_dim if head else q, model.norm_eps)
+            self.k_norm = RMSNorm(self.head_dim if head else kv, model.norm_eps)
+
+    def forward(self, x: Tensor, sequences: Sequences, state: KVState | None = None) -> Mixed:
+        q, k, v = self._project(x, sequences)
+        if state is None or sequences.fresh:
+            o = causal_attention(q, k, v, window=self.window, lengths=sequences.lengths if sequences.packed else None)
+            if state is not None:
+                self._remember(state, sequences, k, v)
+        else:
+            o = self._continue(state, sequences, q, k, v)
+        return Mixed(self.o_proj(o.flatten(2)))
+
+    def _project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, D] -> q [B, T, H, head_dim] and k, v [B, T, H_kv, head_dim], normalised and rotated."""
+        heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
+        q, k, v = self.qkv_proj(x).split([n * self.head_dim for n in heads], -1)
+        if self.options.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.unflatten(-1, (n, self.head_dim)) for y, n in zip((q, k, v), heads, strict=True))
+        if self.options.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.options.rope:
+            # no buffer: a model cast to bfloat16 would round its frequencies
+            frequencies = inverse_frequencies(self.options.rope, self.head_dim).to(x.device)
+            cos, sin = cos_sin(frequencies, sequences.positions)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return q, k, v
+
+    def _continue(self, state: KVState, sequences: Sequences, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from new tokens to remembered and new keys, then remember the new ones."""
+        past = torch.tensor(sequences.past, device=q.device)
+        remembered = state.slot_positions(past)  # [N, S]
+        q, k_new, v_new, new = _rows(sequences, q, k, v)  # [N, T_max, ...] and positions [N, T_max], -1 where empty
+        held = state.tensors()
+        keys = torch.cat((remembered, new), 1)[:, None]  # [N, 1, S + T_max]
+        allowed = (keys >= 0) & (keys <= new[..., None])
+        if self.window is not None:
+            allowed &= new[..., None] - keys < self.window
+        allowed |= (new < 0)[..., None]  # an empty query row sees anything: softmax of nothing is NaN
+        o = masked_attention(
+            q, torch.cat((held["k"].to(q.dtype), k_new), 1), torch.cat((held["v"].to(q.dtype), v_new), 1), allowed
+        )
+        self._remember(state, sequences, k, v)
+        return o[new >= 0][None] if sequences.packed else o
+
+    def _remember(self, state: KVState, sequences: Sequences, k: Tensor, v: Tensor) -> None:
+        lengths = torch.tensor(sequences.lengths, device=k.device)
+        rows = torch.repeat_interleave(torch.arange(len(sequences), device=k.device), lengths)
+        positions, k, v = sequences.positions.flatten(), k.flatten(0, 1), v.flatten(0, 1)
+        if self.window is not None:  # only the last `window` tokens of each sequence still have a slot
+            end = lengths + torch.tensor(sequences.past, device=k.device)
+            live = positions >= end[rows] - self.window
+            rows, positions, k, v = rows[live], positions[live], k[live], v[live]
+        state.write(rows, positions, k.detach(), v.detach())
+
+    def new_state(self, n: int, dtype: torch.dtype, device: torch.device) -> KVState:
+        k, v = (torch.empty(n, 0, self.n_kv_heads, self.head_dim, dtype=dtype, device=device) for _ in range(2))
+        return KVState(k, v, self.window)
+
+    def flops_per_token(self, T: int) -> float:
+        projections = 2 * (self.qkv_proj.weight.numel() + self.o_proj.weight.numel())
+        keys = T if self.window is None or self.window >= T else 2 * self.window  # a band is computed in blocks
+        return projections + 4 * keys * self.n_heads * self.head_dim
+
+    def state_bytes(self, T: int, dtype: torch.dtype = torch.float32) -> int:
+        slots = T if self.window is None else min(T, self.window)
+        return 2 * slots * self.n_kv_heads * self.head_dim * dtype.itemsize
+
+
+def _rows(sequences: Sequences, *packed: Tensor) -> tuple[Tensor, ...]:
+    """Each [1, sum of lengths, ...] laid out as right-padded rows [N, T_max, ...], and the rows' positions."""
+    if not sequences.packed:
+        return (*packed, sequences.positions)
+    lengths = torch.tensor(sequences.lengths, device=packed[0].device)
+    filled = torch.arange(max(sequences.lengths), device=lengths.device) < lengths[:, None]  # [N, T_max]
+    rows = []
+    for x in packed:
+        row = x.new_zeros(*filled.shape, *x.shape[2:])
+        row[filled] = x[0]
+        rows.append(row)
+    positions = sequences.positions.new_full(filled.shape, -1)
+    positions[filled] = sequences.positions[0]
+    return (*rows, positions)

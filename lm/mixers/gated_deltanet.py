@@ -1,0 +1,130 @@
+"""Gated DeltaNet: a delta-rule memory that forgets (Yang, Kautz & Hatamizadeh 2024, arXiv 2412.06464, eq. 10).
+
+q, k, v = silu(conv(x W_qkv));  q, k = q / |q|, k / |k|
+g_t = -exp(A_log) softplus(x W_a + dt_bias);  beta_t = sigmoid(x W_b)
+S' = exp(g_t) S_{t-1};  S_t = S' + beta_t k_t (v_t - S'^T k_t)^T;  o_t = S_t^T q_t / sqrt(K)
+y = (RMSNorm(o) * silu(x W_g)) W_o
+"""
+
+import math
+from typing import TYPE_CHECKING, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...kernels import gated_delta_rule
+from ...kernels.gated_delta import gated_delta_rule_flops
+from ...kernels.short_conv import short_conv
+from ..model.cache import LayerState
+from ..model.norm import RMSNorm, l2_normalize
+from ..model.sequences import Sequences
+from .attention import head_sizes
+from .base import Mixed, Mixer, MixerConfig
+
+if TYPE_CHECKING:
+    from ..config import BaseModelConfig
+
+
+class GatedDeltaNetConfig(MixerConfig):
+    """Sizes default to keys of 3/4 and values of 3/2 the model's width, which makes 6 d_model^2 parameters."""
+
+    n_heads: int | None = Field(default=None, gt=0)
+    n_v_heads: int | None = Field(default=None, gt=0)
+    """Value heads, a multiple of n_heads: several states share one query and key head (GVA)."""
+    head_dim: int | None = Field(default=None, gt=0)
+    v_head_dim: int | None = Field(default=None, gt=0)
+    conv_size: int = Field(default=4, gt=0)
+    allow_negative_eigenvalues: bool = False
+    """beta in (0, 2) instead of (0, 1): the state can flip sign along k (Grazzi et al. 2024, arXiv 2411.12537)."""
+    chunk_size: int = 64
+    norm_eps: float = Field(default=1e-5, gt=0)
+
+    def resolve(self, model: "BaseModelConfig") -> Self:
+        width, n_heads = head_sizes(model.d_model, None, self.n_heads)
+        head_dim = self.head_dim or max(1, 3 * width // 4)
+        n_v_heads = self.n_v_heads or n_heads
+        if n_v_heads % n_heads:
+            raise ValueError(f"gated_deltanet.n_v_heads: {n_v_heads} is no multiple of n_heads={n_heads}; use one")
+        v_head_dim = self.v_head_dim or max(1, 2 * head_dim * n_heads // n_v_heads)
+        sizes = {"n_heads": n_heads, "n_v_heads": n_v_heads, "head_dim": head_dim, "v_head_dim": v_head_dim}
+        return self.model_copy(update=sizes)
+
+
+class GatedDeltaNet(Mixer):
+    """See the module's equations. The state is one K x V matrix per value head and the convolution's last inputs."""
+
+    Config = GatedDeltaNetConfig
+    constant_state = True
+    float32_parameters = ("A_log", "dt_bias")
+
+    def __init__(self, options: GatedDeltaNetConfig, model: "BaseModelConfig", index: int):
+        super().__init__(options, model, index)
+        self.n_heads, self.n_v_heads = options.n_heads or 0, options.n_v_heads or 0
+        self.head_dim, self.v_head_dim = options.head_dim or 0, options.v_head_dim or 0
+        k, v = self.n_heads * self.head_dim, self.n_v_heads * self.v_head_dim
+        self.qkv_proj = nn.Linear(model.d_model, 2 * k + v, bias=False)
+        self.conv = nn.Parameter(
+            torch.empty(2 * k + v, options.conv_size).uniform_(-1, 1) / math.sqrt(options.conv_size)
+        )
+        self.ab_proj = nn.Linear(model.d_model, 2 * self.n_v_heads, bias=False)
+        self.A_log = nn.Parameter(torch.empty(self.n_v_heads).uniform_(0, 16).clamp(min=1e-4).log())
+        dt = torch.empty(self.n_v_heads).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
+        self.g_proj = nn.Linear(model.d_model, v, bias=False)
+        self.o_norm = RMSNorm(self.v_head_dim, options.norm_eps)
+        self.o_proj = nn.Linear(v, model.d_model, bias=False)
+
+    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+        recall = state is not None
+        qkv, conv = short_conv(
+            self.qkv_proj(x),
+            self.conv,
+            initial_state=state["conv"] if state is not None else None,
+            output_final_state=recall,
+            cu_seqlens=sequences.cu_seqlens,
+        )
+        k_width = self.n_heads * self.head_dim
+        q, k, v = qkv.split([k_width, k_width, self.n_v_heads * self.v_head_dim], -1)
+        g, beta = self._gates(x)  # [B, T, HV]
+        o, memory = gated_delta_rule(
+            l2_normalize(q.unflatten(-1, (self.n_heads, self.head_dim))),
+            l2_normalize(k.unflatten(-1, (self.n_heads, self.head_dim))),
+            v.unflatten(-1, (self.n_v_heads, self.v_head_dim)),
+            g,
+            beta,
+            initial_state=state["memory"] if state is not None else None,
+            output_final_state=recall,
+            cu_seqlens=sequences.cu_seqlens,
+            chunk_size=self.options.chunk_size,
+        )
+        if state is not None and conv is not None and memory is not None:
+            state.update(conv=conv.detach(), memory=memory.detach())
+        gate = self.g_proj(x).unflatten(-1, (self.n_v_heads, self.v_head_dim))
+        return Mixed(self.o_proj((self.o_norm(o) * F.silu(gate)).flatten(2)))
+
+    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log decay g <= 0 and write strength beta, float32: a decay near 1 needs more digits than bfloat16 has."""
+        ab = self.ab_proj(x)
+        a, b = ab.to(torch.promote_types(ab.dtype, torch.float32)).chunk(2, -1)
+        g = -self.A_log.exp() * F.softplus(a + self.dt_bias)
+        beta = b.sigmoid()
+        return g, 2 * beta if self.options.allow_negative_eigenvalues else beta
+
+    def new_state(self, n: int, dtype: torch.dtype, device: torch.device) -> LayerState:
+        conv = torch.zeros(n, self.options.conv_size - 1, self.conv.shape[0], dtype=dtype, device=device)
+        exact = torch.promote_types(dtype, torch.float32)
+        memory = torch.zeros(n, self.n_v_heads, self.head_dim, self.v_head_dim, dtype=exact, device=device)
+        return LayerState(conv=conv, memory=memory)
+
+    def flops_per_token(self, T: int) -> float:
+        linears = (self.qkv_proj, self.ab_proj, self.g_proj, self.o_proj)
+        weights = sum(linear.weight.numel() for linear in linears) + self.conv.numel()
+        group = self.n_v_heads // self.n_heads
+        rule = gated_delta_rule_flops(self.head_dim, self.v_head_dim, self.options.chunk_size, group)
+        return 2 * weights + self.n_v_heads * rule
+
+    def state_bytes(self, T: int, dtype: torch.dtype = torch.float32) -> int:
+        memory = self.n_v_heads * self.head_dim * self.v_head_dim * max(dtype.itemsize, 4)
+        return memory + (self.options.conv_size - 1) * self.conv.shape[0] * dtype.itemsize

@@ -1,0 +1,42 @@
+"""One decoder layer: a token mixer and a feed-forward, each with a norm and a residual."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ..mixers import MIXERS, Mixed
+from .cache import LayerState
+from .ffn import SwiGLU
+from .layout import LayerSpec
+from .norm import RMSNorm
+from .sequences import Sequences
+
+if TYPE_CHECKING:
+    from ..config import BaseModelConfig
+
+
+class Block(nn.Module):
+    """x += mixer(norm(x)); x += ffn(norm(x)), or with the norms after mixer and FFN when the layer's `norm` is post."""
+
+    def __init__(self, spec: LayerSpec, model: "BaseModelConfig", index: int):
+        super().__init__()
+        self.post_norm = spec.options.norm == "post"
+        self.mixer_norm = RMSNorm(model.d_model, model.norm_eps)
+        self.mixer = MIXERS[spec.mixer](spec.options, model, index)
+        self.ffn_norm = RMSNorm(model.d_model, model.norm_eps)
+        multiple = model.ffn.multiple_of
+        self.ffn = SwiGLU(model.d_model, model.ffn.hidden or -(-8 * model.d_model // (3 * multiple)) * multiple)
+
+    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+        """x [B, T, D] -> the layer's output in `Mixed.y`, the mixer's losses and statistics passed on."""
+        if self.post_norm:
+            mixed = self.mixer(x, sequences, state)
+            x = x + self.mixer_norm(mixed.y)
+            return mixed._replace(y=x + self.ffn_norm(self.ffn(x)))
+        mixed = self.mixer(self.mixer_norm(x), sequences, state)
+        x = x + mixed.y
+        return mixed._replace(y=x + self.ffn(self.ffn_norm(x)))
+
+    def flops_per_token(self, T: int) -> float:
+        """Forward matmul FLOPs per token in a sequence of T tokens."""
+        return self.mixer.flops_per_token(T) + self.ffn.flops_per_token()

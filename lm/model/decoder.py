@@ -1,0 +1,219 @@
+"""The language model: embedding, a stack of blocks with any mixers, final norm, head."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..mixers import Mixer
+from .block import Block
+from .cache import Cache
+from .loss import cap, full_cross_entropy, linear_cross_entropy, shift_labels
+from .norm import RMSNorm
+from .sequences import Sequences
+
+if TYPE_CHECKING:
+    from ..config import BaseModelConfig
+
+
+class Output(NamedTuple):
+    """What the model returns.
+
+    logits: [B, T, V] (None when `logits=False`). loss: scalar, mean over targets, auxiliary losses included (None
+    without labels). aux_losses: by name, as they enter the loss. cache: the decoding state, if asked for.
+    stats: each layer's statistics, {layer index: {name: sum}}.
+    """
+
+    logits: Tensor | None
+    loss: Tensor | None
+    aux_losses: dict[str, Tensor]
+    cache: Cache | None
+    stats: dict[int, dict[str, Tensor]]
+
+
+class HybridLM(nn.Module):
+    """A pre-norm decoder whose layers are given by `config.pattern`, `ratio` or `layers`.
+
+    Initialisation: matrices and embeddings from N(0, s^2), s = `init_std` or min(0.04, 0.02 sqrt(512 / d_model)); the
+    two projections by which a layer writes into the residual stream from N(0, s^2 / (2 n_layers)), so that the
+    stream's variance does not grow with depth (Radford et al. 2019); norms at 1; what a mixer initialises itself stays.
+    """
+
+    def __init__(self, config: "BaseModelConfig"):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(config.layer_specs()))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """See the class."""
+        std = self.config.init_std or min(0.04, 0.02 * math.sqrt(512 / self.config.d_model))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+        for block in self.layers():
+            for projection in (block.mixer.o_proj, block.ffn.down_proj):
+                for weight in projection.parameters():
+                    nn.init.normal_(weight, std=std / math.sqrt(2 * self.config.n_layers))
+
+    def layers(self) -> Iterator[Block]:
+        """The blocks, typed."""
+        yield from self.blocks  # type: ignore[misc]
+
+    def mixers(self) -> Iterator[Mixer]:
+        """The token mixers in order of depth."""
+        return (block.mixer for block in self.layers())
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def new_cache(self, n: int, dtype: torch.dtype | None = None) -> Cache:
+        """An empty decoding state for n sequences, in the dtype of the weights unless told otherwise."""
+        dtype = dtype or self.embed.weight.dtype
+        return Cache([mixer.new_state(n, dtype, self.device) for mixer in self.mixers()], n)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: Cache | Literal[True] | None = None,
+        *,
+        logits: bool = True,
+    ) -> Output:
+        """Score or continue sequences.
+
+        input_ids: [B, T]. labels: [B, T], usually input_ids again: token t is predicted from those before it, so a
+        sequence's first label is never used; -100 is ignored. cu_seqlens: [N + 1], documents packed end to end, B = 1.
+        attention_mask: [B, T], 0 where a token is padding, anywhere in a row. cache: True to start one, or the one to
+        continue. logits=False skips them where only the loss is wanted. Raises ValueError on shapes that contradict.
+        """
+        if attention_mask is not None and not bool(attention_mask.all()):
+            return self._forward_padded(input_ids, labels, cu_seqlens, attention_mask, cache, logits)
+        past = self._past(cache, len(input_ids) if cu_seqlens is None else len(cu_seqlens) - 1)
+        if cu_seqlens is None:
+            sequences = Sequences.dense(len(input_ids), input_ids.shape[1], past, input_ids.device)
+        else:
+            _check_packing(input_ids, cu_seqlens)
+            sequences = Sequences.from_cu_seqlens(cu_seqlens, past)
+        return self._run(input_ids, labels, sequences, cache, logits)
+
+    def _past(self, cache: Cache | Literal[True] | None, n: int) -> list[int] | None:
+        if not isinstance(cache, Cache):
+            return None
+        if len(cache.lengths) != n:
+            raise ValueError(
+                f"cache: holds {len(cache.lengths)} sequences but the batch has {n}; use cache.select(rows)"
+            )
+        return cache.lengths
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None,
+        sequences: Sequences,
+        cache: Cache | Literal[True] | None,
+        logits: bool,
+    ) -> Output:
+        if cache is True:
+            cache = self.new_cache(len(sequences))
+        x = self.embed(input_ids)  # [B, T, D]
+        losses: dict[str, Tensor] = {}
+        stats: dict[int, dict[str, Tensor]] = {}
+        for i, block in enumerate(self.blocks):
+            mixed = block(x, sequences, cache.layers[i] if cache else None)
+            x = mixed.y
+            for name, loss in mixed.losses.items():
+                losses[name] = losses[name] + loss if name in losses else loss
+            if mixed.stats:
+                stats[i] = mixed.stats
+        if cache:
+            cache.advance(sequences.lengths)
+        x = self.norm(x)
+        scores = cap(self.lm_head(x), self.config.logit_softcap) if logits else None
+        loss = None
+        if labels is not None:
+            loss = self._loss(x, scores, shift_labels(labels, sequences), losses)
+        return Output(scores, loss, losses, cache, stats)
+
+    def _loss(self, x: Tensor, logits: Tensor | None, targets: Tensor, losses: dict[str, Tensor]) -> Tensor:
+        """Mean over the targets plus auxiliary losses, to which the z-loss (Chowdhery et al. 2022, sec. 5) is added."""
+        how = {"z_weight": self.config.z_loss}
+        if logits is None:
+            sums = linear_cross_entropy(x, self.lm_head.weight, targets, softcap=self.config.logit_softcap, **how)
+        else:
+            sums = full_cross_entropy(logits, targets, **how)
+        n = max(sums.n_targets, 1)
+        loss = sums.total / n + sum(losses.values())
+        if self.config.z_loss:
+            losses["z_loss"] = self.config.z_loss * sums.z / n
+        return loss
+
+    def _forward_padded(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None,
+        cu_seqlens: Tensor | None,
+        attention_mask: Tensor,
+        cache: Cache | Literal[True] | None,
+        logits: bool,
+    ) -> Output:
+        """Drop the padding, run the real tokens as packed sequences, put the logits back (zero at padding)."""
+        if cu_seqlens is not None:
+            raise ValueError("attention_mask: cannot be combined with cu_seqlens; packed documents have no padding")
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {tuple(input_ids.shape)}")
+        real = attention_mask.bool()
+        bounds = F.pad(real.sum(1).cumsum(0), (1, 0))
+        sequences = Sequences.from_cu_seqlens(bounds, self._past(cache, len(input_ids)))
+        packed = None if labels is None else labels[real][None]
+        output = self._run(input_ids[real][None], packed, sequences, cache, logits)
+        if output.logits is None:
+            return output
+        scores = output.logits.new_zeros(*input_ids.shape, output.logits.shape[-1])
+        return output._replace(logits=scores.masked_scatter(real[..., None], output.logits))
+
+    @torch.no_grad()
+    def generate(self, ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0, **how) -> Tensor:
+        """Continue ids [B, T]; see `generate.generate`. Returns [B, T + at most max_new_tokens]."""
+        from .generate import generate
+
+        return generate(self, ids, max_new_tokens, temperature=temperature, top_p=top_p, **how)
+
+    def flops_per_token(self, T: int) -> float:
+        """Forward matmul FLOPs per token in a sequence of T tokens, from the layer list; training takes three times."""
+        head = 2 * self.lm_head.weight.numel()
+        return head + sum(block.flops_per_token(T) for block in self.layers())
+
+    def state_bytes(self, T: int, dtype: torch.dtype | None = None) -> int:
+        """Bytes of one sequence's decoding state after T tokens."""
+        return sum(mixer.state_bytes(T, dtype or self.embed.weight.dtype) for mixer in self.mixers())
+
+    @classmethod
+    def from_run(cls, path: str | Path) -> "HybridLM":
+        """The model of a run folder, with the weights of its newest checkpoint."""
+        from ..run import Run
+
+        return Run(path).load_model()
+
+
+def _check_packing(input_ids: Tensor, cu_seqlens: Tensor) -> None:
+    B, T = input_ids.shape
+    if B != 1:
+        raise ValueError(
+            f"cu_seqlens: packed documents lie in one row, got a batch of {B}; flatten input_ids to [1, B * T]"
+        )
+    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != T or bool((cu_seqlens.diff() < 0).any()):
+        raise ValueError(f"cu_seqlens: bounds must rise from 0 to T={T}, got {cu_seqlens.tolist()}")

@@ -1,0 +1,85 @@
+"""From the three spellings of a layer pattern to the list of layers."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..mixers import MIXERS
+from ..mixers.base import MixerConfig
+from ..strict import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from ..config import BaseModelConfig
+
+
+class LayerSpec(NamedTuple):
+    """One layer: the mixer's registered name and its options, resolved for this model."""
+
+    mixer: str
+    options: MixerConfig
+
+
+def layer_specs(model: "BaseModelConfig") -> list[LayerSpec]:
+    """The `n_layers` layers that `pattern`, `ratio` or `layers` describes. Raises ValueError with the fix."""
+    given = [name for name in ("pattern", "ratio", "layers") if getattr(model, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"layers: give exactly one of pattern, ratio and layers, got {' and '.join(given) or 'none'}")
+    if model.pattern is not None:
+        layers = _tile(model.pattern, model.n_layers, "pattern", len(model.pattern))
+    elif model.ratio is not None:
+        layers = _spread(model.ratio, model.n_layers)
+    else:
+        layers = model.layers or []
+        if len(layers) != model.n_layers:
+            raise ValueError(f"layers: lists {len(layers)} layers but n_layers is {model.n_layers}; make them equal")
+    resolved: dict[str, LayerSpec] = {}
+    for layer in layers:
+        if repr(layer) not in resolved:
+            resolved[repr(layer)] = _spec(layer, model)
+    return [resolved[repr(layer)] for layer in layers]
+
+
+def _tile(period: list[Any], n_layers: int, key: str, length: int) -> list[Any]:
+    if n_layers % length:
+        low = max(n_layers // length, 1) * length
+        raise ValueError(
+            f"{key}: a period of {length} layers does not divide n_layers={n_layers}; "
+            f"use n_layers={low} or {low + length}, or spell the layers out with layers:"
+        )
+    return period * (n_layers // length)
+
+
+def _spread(ratio: dict[str, int], n_layers: int) -> list[str]:
+    """A period of sum(ratio) layers, every mixer spread evenly and the rarest last, tiled over the depth."""
+    bad = {name: share for name, share in ratio.items() if share < 1}
+    if not ratio or bad:
+        raise ValueError(f"ratio: {bad or ratio} is impossible; every share is a whole number of at least 1")
+    period = sum(ratio.values())
+    # the j-th of n layers of a kind wants the end of its n-th part of the period; ties go to the larger share
+    wanted = [((j + 1) / n, -n, name) for name, n in ratio.items() for j in range(n)]
+    return _tile([name for *_, name in sorted(wanted, key=lambda w: w[:2])], n_layers, "ratio", period)
+
+
+def _spec(layer: str | dict[str, dict[str, Any]], model: "BaseModelConfig") -> LayerSpec:
+    if isinstance(layer, dict) and len(layer) != 1:
+        raise ValueError(f"layers: {layer} is not one layer; write a name or {{name: {{option: value}}}}")
+    name, own = (layer, {}) if isinstance(layer, str) else next(iter(layer.items()))
+    if name not in MIXERS:
+        raise ValueError(f"layers: unknown mixer {name!r}; {nearest(name, MIXERS)}")
+    options = model.mixer_options(name)
+    if own:
+        try:
+            options = type(options).parse({**options.model_dump(exclude_unset=True), **own}, where=f"layer {name}")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+    return LayerSpec(name, options.resolve(model))
+
+
+def describe(specs: Iterable[LayerSpec]) -> str:
+    """Names in order with repeats folded: `3 x gated_deltanet, attention, 3 x gated_deltanet, attention`."""
+    runs: list[list[Any]] = []
+    for spec in specs:
+        if runs and runs[-1][0] == spec.mixer:
+            runs[-1][1] += 1
+        else:
+            runs.append([spec.mixer, 1])
+    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in runs)

@@ -1,0 +1,72 @@
+"""What a recipe would build and cost, without building it: parameters per part, FLOPs, tokens, memory."""
+
+from collections import Counter
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .config import Recipe
+from .model import HybridLM
+from .model.layout import describe
+
+
+def parameters_by_part(model: HybridLM) -> dict[str, int]:
+    """Parameters of the embedding, each kind of mixer, the FFNs, the norms, and the head when it is not tied."""
+    parts: Counter[str] = Counter(embedding=model.embed.weight.numel())
+    for spec, block in zip(model.config.layer_specs(), model.layers(), strict=True):
+        parts[spec.mixer] += sum(p.numel() for p in block.mixer.parameters())
+        parts["ffn"] += sum(p.numel() for p in block.ffn.parameters())
+        parts["norms"] += block.mixer_norm.weight.numel() + block.ffn_norm.weight.numel()
+    parts["norms"] += model.norm.weight.numel()
+    if not model.config.tie_embeddings:
+        parts["head"] = model.lm_head.weight.numel()
+    return dict(parts)
+
+
+def memory_estimate(model: HybridLM, recipe: Recipe) -> dict[str, int]:
+    """Bytes per process: weights, gradients and Adam moments in float32, and a rough count of saved activations.
+
+    A block saves about 12 vectors of the model's width and 3 of the FFN's per token, or its input alone when it is
+    checkpointed; attention and recurrence are counted as linear in the context.
+    """
+    config, train = model.config, recipe.train
+    n = sum(p.numel() for p in model.parameters())
+    tokens = train.micro_batch * config.context
+    hidden = next(model.layers()).ffn.down_proj.weight.shape[1]
+    per_token = config.d_model if train.activation_checkpointing else 12 * config.d_model + 3 * hidden
+    width = 2 if train.precision == "bf16" else 4
+    return {
+        "weights": 4 * n,
+        "gradients": 4 * n,
+        "moments": 8 * n,
+        "activations": tokens * config.n_layers * per_token * width,
+    }
+
+
+def print_summary(recipe: Recipe, console: Console) -> None:
+    """The table behind `hybridlm train RECIPE --dry-run`."""
+    with torch.device("meta"):
+        model = HybridLM(recipe.model)
+    config, train = recipe.model, recipe.train
+    parts = parameters_by_part(model)
+    total = sum(parts.values())
+    tokens = train.steps * train.batch * config.context
+    forward = model.flops_per_token(config.context)
+    memory = memory_estimate(model, recipe)
+    table = Table(title=f"{recipe.name}: {describe(config.layer_specs())}", title_justify="left", show_header=False)
+    for name, count in parts.items():
+        table.add_row(f"parameters: {name}", f"{count:,}", f"{100 * count / total:.1f}%")
+    table.add_row("parameters", f"{total:,}", "", end_section=True)
+    table.add_row("FLOPs per token, forward", f"{forward:,.0f}", "")
+    table.add_row("FLOPs per token, training", f"{3 * forward:,.0f}", "3 x forward")
+    table.add_row("FLOPs, whole run", f"{3 * forward * tokens:.3e}", "", end_section=True)
+    table.add_row("tokens per step", f"{train.batch * config.context:,}", f"{train.batch} x {config.context}")
+    table.add_row("tokens, whole run", f"{tokens:,}", f"{tokens / total:.1f} per parameter")
+    table.add_row(
+        "decoding state", f"{model.state_bytes(config.context):,} B", f"one sequence, {config.context} tokens"
+    )
+    for name, size in memory.items():
+        table.add_row(f"memory: {name}", f"{size / 2**20:,.0f} MiB", "rough" if name == "activations" else "")
+    table.add_row("memory", f"{sum(memory.values()) / 2**20:,.0f} MiB", "estimate per process")
+    console.print(table)

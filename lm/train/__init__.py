@@ -1,0 +1,1 @@
+"""Training: the loop, the engine, optimizer, schedules, checkpoints, telemetry."""

@@ -1,0 +1,199 @@
+"""Checkpoints that any number of processes at any ZeRO stage can continue from: safetensors and a little JSON.
+
+    RUN/checkpoints/step-000200/model.safetensors      weights and buffers under the model's own names, a tied one once
+                                optimizer.safetensors  AdamW's moments by parameter name, updates applied, random state
+                                state.json             format, step, architecture, and what the loop adds
+
+A checkpoint is written into a hidden folder, flushed to the disk and renamed, so one that has its name is whole.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..config import CheckpointConfig
+from ..strict import ConfigError
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+FORMAT = 1
+PARTIAL = ".partial"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written; the older ones are as they were."""
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in `folder`, or None."""
+    steps = _steps(folder)
+    return steps[max(steps)] if steps else None
+
+
+class Checkpoints:
+    """The checkpoints of the one run that writes into `folder`. To read a run that may be in training, use
+    `latest_checkpoint`: building this removes what killed saves left behind.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig, architecture: dict[str, Any]):
+        self.folder, self.config = Path(folder), config
+        self.architecture = json.loads(json.dumps(architecture))
+        for leftover in self.folder.glob(f".step-*{PARTIAL}"):
+            shutil.rmtree(leftover, ignore_errors=True)  # all processes of a run may be at it
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        return latest_checkpoint(self.folder)
+
+    def save(self, engine: "Engine", step: int, extra: dict[str, Any]) -> Path:
+        """Write the training state after `step` steps, then drop the checkpoints that are not kept; collective.
+
+        extra: anything JSON can hold; `load` returns it. Raises CheckpointError on every rank when the disk refuses.
+        """
+        model, optimizer = engine.export_state()
+        target, problem = self.folder / f"step-{step:06d}", None
+        if engine.is_main:
+            optimizer |= {f"rng.{device}": state for device, state in _rng_states()}
+            state = {"format": FORMAT, "step": step, "architecture": self.architecture, "extra": extra}
+            size = sum(tensor.nbytes for tensor in (*model.values(), *optimizer.values()))
+            try:
+                if _free(self.folder) < size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before the disk is full for everyone
+                self._write(target, model, optimizer, json.dumps(state, indent=1))
+            except (OSError, SafetensorError) as error:
+                problem = self._explain(target, size, error)
+            else:
+                self._rotate()
+        if problem := engine.broadcast_object(problem):
+            raise CheckpointError(problem)
+        return target
+
+    def load(self, engine: "Engine", path: Path) -> dict[str, Any]:
+        """Put the state at `path` into the engine and torch's generators; returns `extra` and `step`; collective.
+
+        Raises ConfigError when the checkpoint is of another format or architecture.
+        """
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if (found := state["format"]) != FORMAT:
+            raise ConfigError(f"{path}: checkpoint format {found}, this version reads {FORMAT}; start a new run")
+        _check(path, "model.", _differences(state["architecture"], self.architecture))
+        with _open(path / "model.safetensors") as model, _open(path / "optimizer.safetensors") as optimizer:
+            stored = {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()}  # noqa: SIM118
+            _check(path, "tensor ", _differences(stored, engine.shapes(), absent="nothing"))
+            engine.import_state(model.get_tensor, optimizer.get_tensor)
+            _set_rng_states(optimizer)
+        return {**state["extra"], "step": state["step"]}
+
+    def _write(self, target: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: str) -> None:
+        """The three files, whole or not at all."""
+        partial = _partial(target)
+        try:
+            partial.mkdir(parents=True)
+            save_file(model, partial / "model.safetensors", metadata={"format": "pt"})
+            save_file(optimizer, partial / "optimizer.safetensors", metadata={"format": "pt"})
+            (partial / "state.json").write_text(state, encoding="utf-8")
+            for file in (*partial.iterdir(), partial):
+                _flush(file)
+            if target.exists():
+                self._remove(target)
+            partial.rename(target)
+            _flush(self.folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _rotate(self) -> None:
+        """Keep the newest `keep_last`, and every multiple of `keep_every`."""
+        steps = _steps(self.folder)
+        every = self.config.keep_every
+        for step in sorted(steps)[: -self.config.keep_last]:
+            if not (every and step % every == 0):
+                self._remove(steps[step])
+
+    def _remove(self, path: Path) -> None:
+        """Takes the name away first, so that a removal cut short leaves nothing that looks whole."""
+        hidden = path.with_name(f".{path.name}.removed{PARTIAL}")
+        path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def _explain(self, target: Path, size: int, error: Exception) -> str:
+        return (
+            f"checkpoint {target.name} not written: {error}. It needs {size / 1e6:.1f} MB, {self.folder} has "
+            f"{_free(self.folder) / 1e6:.1f} MB free; older checkpoints are kept. Make room and start again"
+        )
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    """Finished checkpoints by step."""
+    named = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(folder).glob("step-*"))
+    return {int(match[1]): path for match, path in named if match}
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}{PARTIAL}")
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free(folder: Path) -> int:
+    """Free bytes on the disk that holds, or will hold, `folder`."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.resolve().parents) if path.exists())).free
+
+
+def _open(path: Path) -> Any:
+    return safe_open(path, framework="pt")
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any], absent: Any = None) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names whose values differ, with both. Without `absent`, names that only one side has do not count: a
+    checkpoint is older than the options that were added since.
+    """
+    for name in {**wanted, **stored}:
+        if absent is None and not (name in stored and name in wanted):
+            continue
+        old, new = stored.get(name, absent), wanted.get(name, absent)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from ((f"{name}.{key}", a, b) for key, a, b in _differences(old, new, absent))
+        elif old != new:
+            yield name, old, new
+
+
+def _check(path: Path, prefix: str, differences: Iterable[tuple[str, Any, Any]]) -> None:
+    found = [f"{prefix}{name} is {old} there and {new} here" for name, old, new in differences]
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ConfigError(
+            f"{path}: a checkpoint of another architecture: {'; '.join(found[:3])}{more}. "
+            "Set the recipe back, or give the new model its own run folder"
+        )
+
+
+def _rng_states() -> Iterator[tuple[str, Tensor]]:
+    """Rank 0's torch generators; they stand for all ranks, so nothing depends on their number."""
+    yield "cpu", torch.get_rng_state()
+    if torch.cuda.is_available():
+        yield "cuda", torch.cuda.get_rng_state()
+
+
+def _set_rng_states(tensors: Any) -> None:
+    torch.set_rng_state(tensors.get_tensor("rng.cpu"))
+    if torch.cuda.is_available() and "rng.cuda" in tensors.keys():  # noqa: SIM118
+        torch.cuda.set_rng_state(tensors.get_tensor("rng.cuda"))

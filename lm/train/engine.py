@@ -1,0 +1,233 @@
+"""One training engine over DeepSpeed, and the only file that imports it.
+
+Precision: parameters, gradient sums and moments are float32 at every setting; `bf16` is torch autocast around the
+forward, so decay parameters are float32 wherever a mixer reads them.
+"""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..config import OptimConfig, TrainConfig
+from ..mixers import Mixer
+from ..model import HybridLM, Output
+from .distributed import start_process_group
+from .optim import GuardedAdamW, build_optimizer
+from .schedule import learning_rate
+from .transforms import checkpoint_blocks, compile_dense
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MAX_BUCKET = 200_000_000  # elements reduced at once; DeepSpeed allocates the bucket whole
+
+
+class StepResult(NamedTuple):
+    """grad_norm: global norm before clipping, inf when not finite. applied: False when that made the step skipped."""
+
+    grad_norm: float
+    applied: bool
+
+
+class Engine:
+    """Forward, backward and step of one model on this process's share of the batch.
+
+    After `backward` of every micro-batch of a step, on every rank, the gradient is that of the plain sum of the passed
+    losses over micro-batches and ranks: divide each by what the whole batch needs, such as its number of targets.
+    """
+
+    def __init__(self, model: HybridLM, optim: OptimConfig, train: TrainConfig, total_steps: int):
+        learning_rate(0, total_steps, optim)  # an impossible schedule fails here, not after the start-up
+        start_process_group()
+        deepspeed = _load_deepspeed()
+        if train.activation_checkpointing:
+            checkpoint_blocks(model)
+        if train.compile:
+            compile_dense(model)
+        if train.zero_stage == 3:
+            # kernels read the parameters of a mixer's children, so a mixer is gathered whole
+            deepspeed.utils.set_z3_leaf_modules(model, [Mixer], raise_if_not_found=False)
+        self.model = model
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.is_main = self.rank == 0
+        self._deepspeed, self._stage = deepspeed, train.zero_stage
+        self._adam = build_optimizer(model, optim) if train.zero_stage else GuardedAdamW(model, optim)
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=self._adam, config=_settings(model, optim, train), dist_init_required=False
+        )
+        self.device: torch.device = torch.device(self._engine.device)
+        self._create_moments()
+
+    def forward(self, **batch: Any) -> Output:
+        """The model's output, under autocast when the precision is bf16."""
+        return self._engine(**batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` to the step's."""
+        self._engine.backward(loss * self.world_size)  # DeepSpeed takes the mean over ranks
+
+    def step(self, lr: float) -> StepResult:
+        """Clip by the global norm and update with rate `lr`, unless a gradient is not finite; then clear gradients."""
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        applied = self._engine.was_step_applied()
+        return StepResult(float(self._engine.get_global_grad_norm()) if applied else math.inf, applied)
+
+    def all_reduce(self, tensor: Tensor, op: str = "sum") -> Tensor:
+        """`tensor` reduced over ranks by sum, max or min, as a new tensor; collective."""
+        reduced = tensor.detach().to(self.device, copy=True)
+        dist.all_reduce(reduced, getattr(dist.ReduceOp, op.upper()))
+        return reduced.to(tensor.device)
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank; collective."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+    def close(self) -> None:
+        """Release the model and DeepSpeed's hooks; the process group stays until the process ends."""
+        self._engine.destroy()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the model tensors that `export_state` returns."""
+        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.model.named_parameters()}
+        return shapes | {name: tuple(buffer.shape) for name, buffer in self._buffers()}
+
+    def export_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Training state free of ZeRO stage and world size, on the CPU; collective, empty except on rank 0.
+
+        Returns the model's tensors under its own names (a tied weight once) and the optimizer's: `exp_avg.NAME`,
+        `exp_avg_sq.NAME`, and `updates`, the number of steps applied.
+        """
+        utils = self._deepspeed.utils
+        model: dict[str, Tensor] = {}
+        optimizer: dict[str, Tensor] = {}
+        for name, p in self.model.named_parameters():
+            self._keep(model, name, utils.safe_get_full_fp32_param(p) if self._stage else p)
+            for key in MOMENTS if p.requires_grad else ():
+                whole = utils.safe_get_full_optimizer_state(p, key) if self._stage else self._adam.state[p][key]
+                self._keep(optimizer, f"{key}.{name}", whole)
+        for name, buffer in self._buffers():
+            self._keep(model, name, buffer)
+        self._keep(optimizer, "updates", next(iter(self._adam.state.values()))["step"])
+        return model, optimizer
+
+    @torch.no_grad()
+    def import_state(self, model: Callable[[str], Tensor], optimizer: Callable[[str], Tensor]) -> None:
+        """Take over what `export_state` returned at any stage and world size, read tensor by tensor; collective."""
+        for name, p in self.model.named_parameters():
+            self._set_parameter(p, model(name))
+            for key in MOMENTS if p.requires_grad else ():
+                self._set_moment(p, key, optimizer(f"{key}.{name}"))
+        for name, buffer in self._buffers():
+            buffer.copy_(model(name))
+        updates = optimizer("updates")
+        for state in self._adam.state.values():
+            state["step"].copy_(updates)
+
+    def _keep(self, tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
+        if self.is_main:
+            tensors[name] = value.detach().to("cpu", copy=True)
+
+    def _set_parameter(self, p: nn.Parameter, value: Tensor) -> None:
+        value = value.to(self.device)
+        if self._stage == 3:
+            with self._deepspeed.zero.GatheredParameters([p], modifier_rank=0):
+                if self.is_main:
+                    p.copy_(value)
+            self._deepspeed.utils.safe_set_local_fp32_param(p, self._own_part(p, value))
+        else:
+            p.copy_(value)
+            self._deepspeed.utils.safe_set_full_fp32_param(p, value)  # the master copy; none at stage 0
+
+    def _set_moment(self, p: nn.Parameter, key: str, value: Tensor) -> None:
+        value = value.to(self.device)
+        if self._stage == 0:
+            self._adam.state[p][key].copy_(value)
+        elif self._stage == 3:
+            self._deepspeed.utils.safe_set_local_optimizer_state(p, self._own_part(p, value), key)
+        else:
+            self._deepspeed.utils.safe_set_full_optimizer_state(p, value, key)
+
+    def _own_part(self, p: Any, value: Tensor) -> Tensor:
+        """This rank's slice of a parameter that ZeRO-3 has cut into equal parts, the last one padded with zeros."""
+        size = p.ds_tensor.ds_numel
+        padded = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
+        return padded.view(self.world_size, size)[self.rank]
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Persistent buffers: what state_dict holds besides parameters."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        return ((name, t) for name, t in self.model.state_dict().items() if name not in parameters)
+
+    def _create_moments(self) -> None:
+        """Zero moments, as AdamW's first step would create them: a state can be exported or imported at any step."""
+        zero = self._engine.optimizer
+        if self._stage == 0:
+            owned = [p for group in self._adam.param_groups for p in group["params"]]
+        elif self._stage == 3:
+            owned = zero.fp32_partitioned_groups_flat
+        else:
+            owned = zero.single_partition_of_fp32_groups
+        for p in owned:
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            self._adam.state[p] = {"step": step, **{key: torch.zeros_like(p, requires_grad=False) for key in MOMENTS}}
+        if self._stage in (1, 2):
+            zero._lazy_init_hp_params_optimizer_state()
+
+
+def _settings(model: nn.Module, optim: OptimConfig, train: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    n_parameters = sum(p.numel() for p in model.parameters())
+    bucket = min(MAX_BUCKET, n_parameters + n_parameters % 2)  # DeepSpeed wants an even number
+    return {
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "managed_gradient_accumulation": False,  # backward only adds, step() is the boundary: as in PyTorch
+        "gradient_clipping": optim.clip if train.zero_stage else 0.0,  # GuardedAdamW clips at stage 0
+        "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},
+        # no "safe" modules: theirs would have their gradients reduced in bf16
+        "torch_autocast": {
+            "enabled": train.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            "overlap_comm": train.zero_stage >= 2 and torch.cuda.is_available(),
+            "contiguous_gradients": train.zero_stage >= 2,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+    }
+
+
+def _load_deepspeed() -> ModuleType:
+    """DeepSpeed, quiet and without the C++ helper that it would compile for about 90 s at its first start on a CPU.
+
+    The helper, `deepspeed_shm_comm`, serves tensor-parallel inference alone, and no setting declines it
+    (https://github.com/deepspeedai/DeepSpeed/issues/7625). The table below is where DeepSpeed looks up whether it can
+    be built, and is read for nothing else; filling it here also saves a probe of the machine's compilers.
+    """
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no accelerator
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # ZeRO-3 calls collectives under the names torch has just renamed, a warning for every parameter and step
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}  # type: ignore[attr-defined]
+    return deepspeed

@@ -1,0 +1,196 @@
+"""The training loop: batches in, optimizer steps, validation, checkpoints, records out."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ..config import Recipe
+from ..data.loader import Batch, Loader, valid_batches
+from ..data.packed import PackedDataset
+from ..data.prepare import Prepared
+from ..model import HybridLM
+from ..run import Run
+from .checkpoint import Checkpoints
+from .engine import Engine
+from .schedule import learning_rate
+from .telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Something to measure in the loop: `measure(model, step)` returns numbers to log, every `every` steps."""
+
+    name: str
+    every: int
+    measure: Callable[[HybridLM, int], dict[str, float]]
+
+
+@dataclass
+class Totals:
+    """Sums over the micro-batches of one step (or one validation set), on this process until reduced."""
+
+    nll: float = 0.0
+    targets: int = 0
+    losses: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    stats: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def add(self, loss: Tensor, aux: dict[str, Tensor], stats: dict[int, dict[str, Tensor]], n: int) -> None:
+        """Count one forward with mean loss `loss` over `n` targets."""
+        extra = {name: value.item() for name, value in aux.items()}
+        self.nll += (loss.item() - sum(extra.values())) * n
+        self.targets += n
+        for name, value in extra.items():
+            self.losses[name] += value * n
+        for layer, sums in stats.items():
+            mine = self.stats.setdefault(layer, {})
+            for name, value in sums.items():
+                mine[name] = mine[name] + value if name in mine else value
+
+    def reduce(self, engine: Engine) -> "Totals":
+        """The sums over all processes."""
+        names = sorted(self.losses)
+        flat = torch.tensor([self.nll, self.targets, *(self.losses[n] for n in names)], dtype=torch.float64)
+        nll, targets, *losses = engine.all_reduce(flat.to(engine.device)).tolist()
+        stats = {i: {k: engine.all_reduce(v) for k, v in s.items()} for i, s in self.stats.items()}
+        return Totals(nll, int(targets), dict(zip(names, losses, strict=True)), stats)
+
+    def means(self) -> dict[str, float]:
+        """Mean negative log likelihood and auxiliary losses per target."""
+        n = max(self.targets, 1)
+        return {"loss": self.nll / n, **{name: value / n for name, value in self.losses.items()}}
+
+
+class Trainer:
+    """One run from its first or latest step to its last. All processes build one and call `run`."""
+
+    def __init__(self, recipe: Recipe, prepared: Prepared, run: Run, console: Console, hooks: Sequence[Hook] = ()):
+        if recipe.train.threads:
+            torch.set_num_threads(recipe.train.threads)
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.prepared, self.folder, self.hooks = recipe, prepared, run, hooks
+        self.model = HybridLM(recipe.model)
+        self.engine = Engine(self.model, recipe.optim, recipe.train, recipe.train.steps)
+        self.loader = Loader(
+            prepared.train,
+            prepared.weights,
+            context=recipe.model.context,
+            batch=recipe.train.batch,
+            micro_batch=recipe.train.micro_batch,
+            seed=recipe.seed,
+            rank=self.engine.rank,
+            world_size=self.engine.world_size,
+        )
+        self.checkpoints = Checkpoints(run.checkpoints, recipe.train.checkpoint, recipe.model.model_dump(mode="json"))
+        self.telemetry = Telemetry(run, recipe, self.model, self.engine, console)
+        self.skipped = 0
+        self.step = self._resume()
+
+    def run(self) -> None:
+        """Train to the last step, validate, save. Does only the latter when the run has already ended."""
+        train = self.recipe.train
+        with self.telemetry:
+            while self.step < train.steps:
+                self._train_step()
+                last = self.step == train.steps
+                if last or _due(self.step, train.valid_every):
+                    self.validate()
+                for hook in self.hooks:
+                    if _due(self.step, hook.every):
+                        self._measure(hook)
+                if last or _due(self.step, train.checkpoint.every):
+                    self.save()
+
+    def _train_step(self) -> None:
+        started = time.perf_counter()
+        batches = self.loader.next_step()
+        waited = time.perf_counter() - started
+        mine = torch.tensor(sum(batch.n_targets for batch in batches), device=self.engine.device)
+        n_targets = int(self.engine.all_reduce(mine))
+        self.model.train()
+        totals = Totals()
+        for batch in batches:
+            output = self._forward(batch)
+            # weighted by its tokens: the step's gradient is that of the mean over the whole global batch
+            self.engine.backward(output.loss * (batch.n_targets / n_targets))
+            totals.add(output.loss.detach(), output.aux_losses, output.stats, batch.n_targets)
+        lr = learning_rate(self.step, self.recipe.train.steps, self.recipe.optim)
+        result = self.engine.step(lr)
+        self.step += 1
+        self.skipped += not result.applied
+        totals = totals.reduce(self.engine)
+        layers = self._notify_mixers(totals.stats)
+        record = {**totals.means(), "norm": result.grad_norm, "lr": lr, "skipped": self.skipped, **layers}
+        tokens = self.recipe.train.batch * self.recipe.model.context
+        self.telemetry.train_step(self.step, record, tokens, time.perf_counter() - started, waited)
+
+    def _forward(self, batch: Batch) -> Any:
+        ids, cu_seqlens = batch.input_ids.to(self.engine.device), batch.cu_seqlens.to(self.engine.device)
+        return self.engine.forward(input_ids=ids, labels=ids, cu_seqlens=cu_seqlens, logits=False)
+
+    def _notify_mixers(self, stats: dict[int, dict[str, Tensor]]) -> dict[str, float]:
+        """Let mixers update their buffers from the step's statistics; returns their telemetry."""
+        record = {}
+        for mixer in self.model.mixers():
+            for name, value in mixer.on_step(stats.get(mixer.index, {})).items():
+                record[f"layer{mixer.index}/{name}"] = value
+        return record
+
+    def validate(self) -> dict[str, dict[str, float]]:
+        """Loss in nats per token and bits per byte of every validation set, logged and returned."""
+        scores = {name: self._score(sets) for name, sets in self.prepared.valid.items()}
+        for name, score in scores.items():
+            self.telemetry.valid(self.step, name, score)
+        return scores
+
+    @torch.no_grad()
+    def _score(self, datasets: list[PackedDataset]) -> dict[str, float]:
+        train = self.recipe.train
+        batches = valid_batches(
+            datasets, context=self.recipe.model.context, micro_batch=train.micro_batch, limit=train.valid_batches
+        )
+        self.model.eval()
+        totals = Totals()
+        for batch in _share(batches, self.engine.rank, self.engine.world_size):
+            output = self._forward(batch)
+            totals.add(output.loss, output.aux_losses, {}, batch.n_targets)
+        loss = totals.reduce(self.engine).means()["loss"]
+        # a document of n tokens has n - 1 targets: all but the one that opens it
+        targets = sum(d.n_tokens - d.n_documents for d in datasets)
+        return {"loss": loss, "bits_per_byte": loss / math.log(2) * targets / sum(d.n_bytes for d in datasets)}
+
+    def _measure(self, hook: Hook) -> None:
+        if self.engine.is_main:
+            self.telemetry.measured(self.step, hook.name, hook.measure(self.model, self.step))
+        self.engine.barrier()
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the next step depends on."""
+        self.telemetry.flush()
+        self.checkpoints.save(self.engine, self.step, {"loader": self.loader.state_dict(), "skipped": self.skipped})
+
+    def _resume(self) -> int:
+        newest = self.checkpoints.latest()
+        if newest is None:
+            return 0
+        extra = self.checkpoints.load(self.engine, newest)
+        self.loader.load_state_dict(extra["loader"])
+        self.skipped = extra["skipped"]
+        step = int(extra["step"])
+        self.telemetry.resumed(step)
+        return step
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _share(batches: Iterable[Batch], rank: int, world_size: int) -> Iterable[Batch]:
+    """Every world_size-th batch, starting with this rank's."""
+    return (batch for i, batch in enumerate(batches) if i % world_size == rank)

@@ -1,0 +1,143 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard, one console line per window, a progress bar."""
+
+import json
+import resource
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..config import Recipe
+from ..model import HybridLM
+from ..run import Run
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+"""Dense bf16 FLOP/s by a part of the device's name; an unknown device gets no MFU rather than a wrong one."""
+
+
+class Telemetry:
+    """Records of one run. Only the first process writes; the others count along."""
+
+    def __init__(self, run: Run, recipe: Recipe, model: HybridLM, engine: "Engine", console: Console):
+        self.run, self.recipe, self.console, self.main = run, recipe, console, engine.is_main
+        self.world_size = engine.world_size
+        self.flops_per_token = 3 * model.flops_per_token(recipe.model.context)
+        self.peak = device_peak(engine.device)
+        self.pending: list[dict[str, Any]] = []
+        self.window: deque[tuple[int, float, float]] = deque(maxlen=recipe.train.log_every)
+        self.board: Any = None
+        self.progress: Progress | None = None
+
+    def __enter__(self) -> "Telemetry":
+        if not self.main:
+            return self
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where a run starts
+
+        self.board = SummaryWriter(str(self.run.folder / "tensorboard"))
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.progress = Progress(*columns, console=self.console, transient=True)
+            self.task = self.progress.add_task("train", total=self.recipe.train.steps)
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        if self.progress:
+            self.progress.stop()
+        if self.board:
+            self.board.close()
+
+    def train_step(self, step: int, record: dict[str, float], tokens: int, seconds: float, waited: float) -> None:
+        """Log one optimizer step; every `log_every` steps a line is printed."""
+        self.window.append((tokens, seconds, waited))
+        self._keep("train", step, {**record, "seconds": seconds, "tokens": step * tokens})
+        if self.progress:
+            self.progress.update(self.task, completed=step)
+        if step % self.recipe.train.log_every == 0 or step in (1, self.recipe.train.steps):
+            self._say(self.line(step, record))
+            self.flush()
+
+    def line(self, step: int, record: dict[str, float]) -> str:
+        """The console line of a step: rates are means over the window."""
+        tokens, seconds, waited = (sum(column) for column in zip(*self.window, strict=True))
+        rate = tokens / seconds
+        total = self.recipe.train.steps
+        parts = [
+            f"step {step}/{total}",
+            f"loss {record['loss']:.4f}",
+            f"norm {record['norm']:.2f}",
+            f"lr {record['lr']:.1e}",
+        ]
+        parts.append(
+            f"tok/s {_short(rate)}" + (f" ({_short(rate / self.world_size)}/gpu)" if self.world_size > 1 else "")
+        )
+        if self.peak:
+            parts.append(f"mfu {100 * rate * self.flops_per_token / (self.peak * self.world_size):.1f}%")
+        left = (total - step) * seconds / len(self.window)
+        parts += [f"mem {memory_gib():.1f}G", f"data {100 * waited / seconds:.1f}%", f"skip {record['skipped']:.0f}"]
+        return " | ".join([*parts, f"eta {_clock(left)}"])
+
+    def valid(self, step: int, name: str, score: dict[str, float]) -> None:
+        """Log the score of one validation set."""
+        self._keep("valid", step, {f"{name}/{key}": value for key, value in score.items()}, key=name)
+        self._say(f"step {step} | valid {name} | loss {score['loss']:.4f} | bits/byte {score['bits_per_byte']:.4f}")
+
+    def measured(self, step: int, name: str, values: dict[str, float]) -> None:
+        """Log what a hook measured."""
+        self._keep("eval", step, {f"{name}/{key}": value for key, value in values.items()}, key=name)
+        self._say(f"step {step} | {name} | " + " | ".join(f"{key} {value:.4f}" for key, value in values.items()))
+
+    def resumed(self, step: int) -> None:
+        """Say where the run goes on."""
+        self._say(f"resumed {self.run.folder} at step {step}")
+
+    def flush(self) -> None:
+        """Write the pending records; whole lines only, so that a killed process leaves at most one broken line."""
+        if self.main and self.pending:
+            with self.run.metrics_file.open("a", encoding="utf-8") as file:
+                file.write("\n" + "".join(json.dumps(record) + "\n" for record in self.pending))
+            self.pending = []
+
+    def _keep(self, kind: str, step: int, values: dict[str, float], key: str = "") -> None:
+        if not self.main:
+            return
+        self.pending.append({"kind": f"{kind}/{key}" if key else kind, "step": step, "time": time.time(), **values})
+        for name, value in values.items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def _say(self, text: str) -> None:
+        if self.main:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def device_peak(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of one device, None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
+
+
+def memory_gib() -> float:
+    """Most memory used so far: the GPU allocator's on a GPU, the process's on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _short(value: float) -> str:
+    return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value / 1e3:.1f}K" if value >= 1e3 else f"{value:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{hours}h{minutes % 60:02d}m" if hours else f"{minutes}m{int(seconds % 60):02d}s"

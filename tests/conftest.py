@@ -1,0 +1,49 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+WORDS = "the of and to in a that is was he for it with as his on be at by had not are but from or have an they".split()
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    """A recipe that trains a two-layer hybrid on a small made-up corpus within seconds. Returns the YAML's path."""
+    rng = random.Random(0)
+    corpus = tmp_path / "corpus.jsonl"
+    with corpus.open("w") as file:
+        for i in range(60):
+            text = " ".join(rng.choices(WORDS, k=rng.randrange(20, 400)))
+            file.write(json.dumps({"id": f"doc{i}", "text": text}) + "\n")
+    source = {"name": "made-up", "format": "json", "path": str(corpus)}
+    recipe = {
+        "name": "tiny",
+        "model": {
+            "vocab_size": 300,
+            "d_model": 32,
+            "n_layers": 2,
+            "context": 64,
+            "ratio": {"gated_deltanet": 1, "attention": 1},
+        },
+        "data": {
+            "train": [{**source, "select": {"hash": [0.1, 1.0]}}],
+            "valid": {"held_out": [{**source, "select": {"hash": [0.0, 0.1]}}]},
+            "cache": str(tmp_path / "cache"),
+            "workers": 1,
+        },
+        "train": {
+            "steps": 8,
+            "batch": 4,
+            "micro_batch": 2,
+            "valid_every": 4,
+            "log_every": 2,
+            "threads": 1,
+            "checkpoint": {"every": 2},
+            "out": str(tmp_path / "runs" / "{name}"),
+        },
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path

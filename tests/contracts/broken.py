@@ -1,0 +1,314 @@
+"""One correct toy mixer and its broken variants: each changes one thing, and one contract must notice."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from hybridlm.lm.mixers import Mixed, Mixer, MixerConfig
+from hybridlm.lm.model.cache import LayerState
+from hybridlm.lm.model.decoder import HybridLM
+from hybridlm.lm.model.sequences import Sequences
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from hybridlm.lm.config import BaseModelConfig
+
+BLOCK = 64
+
+
+class LeakyMemory(Mixer):
+    """v = x W_v;  h_t = exp(-r) h_{t-1} + v_t;  y = h W_o, r = exp(log_rate) learned. Keeps every contract."""
+
+    constant_state = True
+    float32_parameters = ("log_rate",)
+
+    def __init__(self, options: MixerConfig, model: "BaseModelConfig", index: int):
+        super().__init__(options, model, index)
+        self.d_model = model.d_model
+        self.v_proj = nn.Linear(model.d_model, model.d_model, bias=False)
+        self.o_proj = nn.Linear(model.d_model, model.d_model, bias=False)
+        self.log_rate = nn.Parameter(torch.full((1,), -4.0))
+
+    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+        v = self.values(x, sequences)
+        h = self.start(v, sequences, state)  # [N, D]
+        with torch.autocast(x.device.type, enabled=False):
+            results = [self.recur(row, h[n]) for n, row in enumerate(self.rows(v, sequences))]
+        y = torch.cat([out for out, _ in results]).view(x.shape).to(x.dtype)
+        if state is not None:
+            self.remember(state, sequences, torch.stack([end for _, end in results]).detach())
+        return Mixed(self.o_proj(y))
+
+    def values(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """[B, T, D]."""
+        return self.v_proj(x)
+
+    def start(self, v: Tensor, sequences: Sequences, state: LayerState | None) -> Tensor:
+        """The memory before this call [N, D]."""
+        if state is not None:
+            return state["h"]
+        return v.new_zeros(len(sequences), self.d_model, dtype=torch.promote_types(v.dtype, torch.float32))
+
+    def rows(self, v: Tensor, sequences: Sequences) -> tuple[Tensor, ...]:
+        """One [length, D] per sequence."""
+        return v[0].split(list(sequences.lengths)) if sequences.packed else v.unbind(0)
+
+    def rate(self) -> Tensor:
+        return self.log_rate.exp()
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """v [T, D], h [D] -> memories [T, D] and the last one [D]."""
+        t = torch.arange(len(v))
+        age = (t[:, None] - t).clamp(min=0)
+        decay = (-self.rate() * age).exp().tril()  # [T, T]
+        y = decay.to(h.dtype) @ v.to(h.dtype) + (-self.rate() * (t + 1)[:, None]).exp() * h
+        return y, y[-1] if len(v) else h
+
+    def remember(self, state: LayerState, sequences: Sequences, h: Tensor) -> None:
+        state.update(h=h)
+
+    def new_state(self, n: int, dtype: torch.dtype, device: torch.device) -> LayerState:
+        return LayerState(
+            h=torch.zeros(n, self.d_model, dtype=torch.promote_types(dtype, torch.float32), device=device)
+        )
+
+    def flops_per_token(self, T: int) -> float:
+        return 4 * self.d_model**2 + 2 * T * self.d_model
+
+    def state_bytes(self, T: int, dtype: torch.dtype = torch.float32) -> int:
+        return self.d_model * max(dtype.itemsize, 4)
+
+
+# contract 1: no look-ahead
+
+
+class SeesTheMean(LeakyMemory):
+    """Adds the mean over the whole sequence."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = super().recur(v, h)
+        return y + v.mean(0), end
+
+
+class PeeksInsideBlocks(LeakyMemory):
+    """Sees the next token unless it lies in the next block of 64."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = super().recur(v, h)
+        inside = (torch.arange(1, len(v)) % BLOCK != 0)[:, None]
+        return torch.cat((y[:-1] + v[1:] * inside, y[-1:])), end
+
+
+class PeeksAcrossBlocks(LeakyMemory):
+    """The last token of each block sees the first of the next one."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = super().recur(v, h)
+        across = (torch.arange(1, len(v)) % BLOCK == 0)[:, None]
+        return torch.cat((y[:-1] + v[1:] * across, y[-1:])), end
+
+
+class LeaksGradients(LeakyMemory):
+    """Right values, but the gradient of every output reaches every input."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = super().recur(v, h)
+        mean = v.mean(0)
+        return y + mean - mean.detach(), end
+
+
+class MixesNothing(LeakyMemory):
+    """Every token sees itself alone: trivially causal, and no mixer."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return v, h
+
+
+# contract 2: prefix consistency
+
+
+class DividesByLength(LeakyMemory):
+    """A normaliser that depends on how long the sequence is."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = super().recur(v, h)
+        return y / len(v), end
+
+
+# contract 3: decode parity
+
+
+class ForgetsSteps(LeakyMemory):
+    """Single tokens are answered but not remembered."""
+
+    def remember(self, state: LayerState, sequences: Sequences, h: Tensor) -> None:
+        if sequences.lengths[0] > 1:
+            state.update(h=h)
+
+
+class StartsAfresh(LeakyMemory):
+    """Every call with more than one token starts from nothing."""
+
+    def start(self, v: Tensor, sequences: Sequences, state: LayerState | None) -> Tensor:
+        return super().start(v, sequences, state if max(sequences.lengths) == 1 else None)
+
+
+class RemembersAside(LeakyMemory):
+    """The true memory lies on the mixer, where neither save nor select can see it."""
+
+    def remember(self, state: LayerState, sequences: Sequences, h: Tensor) -> None:
+        self.aside = h
+
+    def start(self, v: Tensor, sequences: Sequences, state: LayerState | None) -> Tensor:
+        fresh = super().start(v, sequences, state)
+        return fresh if sequences.fresh else self.aside[: len(fresh)]
+
+
+# contract 4: packing
+
+
+class JoinsDocuments(LeakyMemory):
+    """Packed documents are one sequence."""
+
+    def rows(self, v: Tensor, sequences: Sequences) -> tuple[Tensor, ...]:
+        return v.unbind(0)
+
+
+class ConvolvesAcrossDocuments(LeakyMemory):
+    """The memory resets, but a width-2 convolution before it does not."""
+
+    def values(self, x: Tensor, sequences: Sequences) -> Tensor:
+        v = super().values(x, sequences)
+        return v + torch.cat((torch.zeros_like(v[:, :1]), v[:, :-1]), 1)
+
+
+class PredictsAcrossDocuments(HybridLM):
+    """The last token of a document is trained to predict the first one of the next."""
+
+    def forward(self, input_ids, labels=None, cu_seqlens=None, **how):
+        output = super().forward(input_ids, None, cu_seqlens, **{**how, "logits": True})
+        assert output.logits is not None and labels is not None
+        loss = nn.functional.cross_entropy(output.logits[0, :-1], labels[0, 1:])
+        return output._replace(loss=loss)
+
+
+# contract 5: padding
+
+
+class CountsRows(LeakyMemory):
+    """Positions are those of the row, padding and neighbours included."""
+
+    def values(self, x: Tensor, sequences: Sequences) -> Tensor:
+        return super().values(x, sequences) * torch.arange(x.shape[1])[:, None].cos()
+
+
+class IgnoresTheMask(HybridLM):
+    """Padding is a token like any other."""
+
+    def forward(self, input_ids, labels=None, cu_seqlens=None, attention_mask=None, **how):
+        return super().forward(input_ids, labels, cu_seqlens, **how)
+
+
+# contract 6: batch invariance
+
+
+class CentresOverTheBatch(LeakyMemory):
+    """Subtracts the mean over the rows, causal but a batch statistic."""
+
+    def values(self, x: Tensor, sequences: Sequences) -> Tensor:
+        v = super().values(x, sequences)
+        return v - 0.5 * v.mean(0, keepdim=True)
+
+
+# contract 8: extremes
+
+
+class DividesByDeviation(LeakyMemory):
+    """The unbiased deviation of one token is NaN."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = super().recur(v, h)
+        return y / v.std(0), end
+
+
+class Overflows(LeakyMemory):
+    """The factorised form exp(-rt) cumsum(exp(rt) v), which overflows for fast decay."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        growth = (self.rate() * torch.arange(1, len(v) + 1)[:, None]).exp()
+        y = ((growth * v).cumsum(0) + h) / growth
+        return y, y[-1] if len(v) else h
+
+
+class Explodes(LeakyMemory):
+    """The memory grows by exp(r) with every token."""
+
+    def rate(self) -> Tensor:
+        return -super().rate()
+
+
+class NeedsPowersOfTwo(LeakyMemory):
+    """Rounds the width down to a power of two and silently drops the rest."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = super().recur(v, h)
+        width = 2 ** int(math.log2(self.d_model))
+        return torch.cat((y[:, :width], torch.full_like(y[:, width:], math.nan)), 1), end
+
+
+# contract 9: accounting
+
+
+class CountsHalf(LeakyMemory):
+    """A multiply-add counted as one FLOP."""
+
+    def flops_per_token(self, T: int) -> float:
+        return super().flops_per_token(T) / 2
+
+
+class CountsOneLength(LeakyMemory):
+    """Right at 128 tokens only: the part that grows with T is missing."""
+
+    def flops_per_token(self, T: int) -> float:
+        return super().flops_per_token(128)
+
+
+class CountsOneDtype(LeakyMemory):
+    """The memory is float32 whatever the activations are; its declared size is not."""
+
+    def state_bytes(self, T: int, dtype: torch.dtype = torch.float32) -> int:
+        return self.d_model * dtype.itemsize
+
+
+class ClaimsConstant(LeakyMemory):
+    """Keeps every value and calls that constant."""
+
+    def remember(self, state: LayerState, sequences: Sequences, h: Tensor) -> None:
+        past = state["all"] if "all" in state.tensors() else h[:, None, :0].new_zeros(len(h), 0, self.d_model)
+        new = h[:, None].expand(-1, sequences.lengths[0], -1)
+        state.update(h=h, all=torch.cat((past, new), 1))
+
+    def state_bytes(self, T: int, dtype: torch.dtype = torch.float32) -> int:
+        return (T + 1) * super().state_bytes(T, dtype)
+
+
+# contract 10: training dtype
+
+
+class RoundsItsDecay(LeakyMemory):
+    """The decay parameter follows the model's dtype."""
+
+    float32_parameters = ()
+
+
+class DecaysInLowPrecision(LeakyMemory):
+    """exp(-r) is rounded to bfloat16 when the activations are: decays near 1 become 1."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = h, h
+        outs = []
+        for row in v:
+            end = (-self.rate()).exp().to(v.dtype) * end.to(v.dtype) + row
+            outs.append(end)
+        y = torch.stack(outs) if outs else v
+        return y, end.to(h.dtype)

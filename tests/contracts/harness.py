@@ -1,0 +1,98 @@
+"""What every contract needs: small models built by name, tokens, and comparisons.
+
+A contract is a plain function `check_...(build)` that raises AssertionError when the model that `build` makes breaks
+it, so that the same function runs on every registered mixer and on the deliberately broken ones of `broken.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from hybridlm.lm import HybridLM, Recipe
+from hybridlm.lm.config import BaseModelConfig, ModelConfig
+from hybridlm.lm.mixers import MIXERS
+from hybridlm.lm.model.cache import Cache
+from hybridlm.tests.oracles import assert_close
+from pydantic import Field, create_model
+from torch import Tensor
+
+VOCAB = 97
+FORWARD, GRADIENT = 1e-5, 1e-4  # relative RMS in float32, DESIGN.md "Contracts"
+
+Build = Callable[..., HybridLM]
+"""build(d_model=64, n_layers=None) -> the same model at every call with the same sizes."""
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Models whose layers repeat `names`, one after another; `kind` is HybridLM or a broken one."""
+
+    names: tuple[str, ...]
+    kind: type[HybridLM] = HybridLM
+
+    def __call__(self, d_model: int = 64, n_layers: int | None = None) -> HybridLM:
+        layers = n_layers or max(2, len(self.names))
+        torch.manual_seed(0)
+        model = self.kind(self._config(d_model, layers)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():  # away from the zeros and ones of initialisation, which hide mistakes
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        return model
+
+    def _config(self, d_model: int, n_layers: int) -> BaseModelConfig:
+        pattern = list(self.names) if n_layers >= len(self.names) else list(self.names[:n_layers])
+        if all(name in ModelConfig.model_fields for name in self.names):
+            sizes = [f"model.n_layers={n_layers}", f"model.d_model={d_model}", f"model.vocab_size={VOCAB}"]
+            return Recipe.load("demo", overrides=[*sizes, f"model.pattern=[{', '.join(pattern)}]"]).model
+        return stand_in_config(*self.names)(n_layers=n_layers, d_model=d_model, vocab_size=VOCAB, pattern=pattern)
+
+
+def stand_in_config(*names: str) -> type[BaseModelConfig]:
+    """ModelConfig with a section for mixers that were registered after `hybridlm.lm.config` was imported."""
+    sections = {name: (MIXERS[name].Config, Field(default_factory=MIXERS[name].Config)) for name in names}
+    return create_model("StandInConfig", __base__=ModelConfig, **sections)  # type: ignore[call-overload]
+
+
+def tokens(B: int, T: int, seed: int = 0) -> Tensor:
+    """Random token ids [B, T]."""
+    return torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def scores(model: HybridLM, ids: Tensor, **how) -> Tensor:
+    """Logits [B, T, V] without a graph."""
+    logits = model(ids, **how).logits
+    assert logits is not None
+    return logits
+
+
+def bounds(lengths: Sequence[int]) -> Tensor:
+    """cu_seqlens of documents of these lengths."""
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def weights_like(logits: Tensor, seed: int = 7) -> Tensor:
+    """Fixed random cotangents, so that a gradient test weighs every logit differently."""
+    return torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed), dtype=logits.dtype)
+
+
+def gradients(model: HybridLM) -> dict[str, Tensor]:
+    """Gradients by parameter name, cloned, and the model's cleared."""
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float = GRADIENT) -> None:
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient, bound, f"gradient of {name}")
+
+
+def assert_same_state(found: Cache, expected: Cache, bound: float = FORWARD) -> None:
+    """Same lengths and, layer by layer, the same tensors."""
+    assert found.lengths == expected.lengths, (found.lengths, expected.lengths)
+    for i, (mine, other) in enumerate(zip(found.layers, expected.layers, strict=True)):
+        assert mine.tensors().keys() == other.tensors().keys()
+        for name, tensor in other.tensors().items():
+            assert_close(mine.tensors()[name], tensor, bound, f"state {name} of layer {i}")

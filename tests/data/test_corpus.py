@@ -1,0 +1,136 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hybridlm.lm.config import Select, SourceConfig
+from hybridlm.lm.data.corpus import content_key, documents
+from hybridlm.lm.data.document import DataError, Document
+from hybridlm.lm.errors import ConfigError
+
+ROWS = [{"id": f"d{i}", "text": f"text {i}", "year": 2000 + i} for i in range(10)]
+
+
+def read(**options) -> list[Document]:
+    return list(documents(SourceConfig(name="made", **options), "/nowhere"))
+
+
+def ids(**options) -> list[str]:
+    return [d.id.removeprefix("made/") for d in read(**options)]
+
+
+def test_json_lines(jsonl):
+    found = read(format="json", path=str(jsonl(ROWS)))
+    assert [(d.id, d.text, d.meta["year"]) for d in found] == [(f"made/d{i}", f"text {i}", 2000 + i) for i in range(10)]
+
+
+def test_rows_without_id_are_numbered_and_other_text_fields_work(jsonl):
+    path = jsonl([{"body": "a"}, {"body": "  "}, {"body": "c"}])
+    assert ids(format="json", path=str(path), text_field="body") == ["000000000", "000000002"]
+
+
+def test_parquet(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    assert len(read(format="parquet", path=str(tmp_path / "*.parquet"))) == 10
+
+
+def test_text_files_and_folders(tmp_path):
+    (tmp_path / "books" / "sub").mkdir(parents=True)
+    (tmp_path / "books" / "b.txt").write_text("Bé\n\nb")
+    (tmp_path / "books" / "sub" / "a.txt").write_text("A")
+    (tmp_path / "books" / "note.md").write_text("no")
+    assert ids(format="folder", path=str(tmp_path / "books")) == ["b.txt", "sub/a.txt"]
+    (one,) = read(format="text", path=str(tmp_path / "books" / "b.txt"))
+    assert one.text == "Bé\n\nb"
+
+
+def test_a_hub_set_is_streamed(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(*args, **options):
+        asked.append((args, options))
+        return iter(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert ids(format="hub", path="owner/set:small", split="validation", max_bytes=13) == ["d0", "d1", "d2"]
+    assert asked == [(("owner/set", "small"), {"split": "validation", "streaming": True})]
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch):
+    import datasets
+
+    def load(*args, **options):
+        raise OSError("no route\n to host")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"^source 'made': cannot read owner/set: no route to host$"):
+        read(format="hub", path="owner/set")
+
+
+def test_selects(jsonl):
+    path = str(jsonl(ROWS))
+
+    def chosen(**select):
+        return ids(format="json", path=path, select=Select(**select))
+
+    assert chosen(field="year", min=2007) == ["d7", "d8", "d9"]
+    assert chosen(field="year", max=2001) == ["d0", "d1"]
+    assert chosen(field="year", among=[2003, 2005]) == ["d3", "d5"]
+    assert chosen(field="id", exclude=[f"made/d{i}" for i in range(1, 10)]) == ["d0"]
+    parts = [chosen(hash=(lo / 4, (lo + 1) / 4)) for lo in range(4)]
+    assert sorted(id for part in parts for id in part) == [f"d{i}" for i in range(10)]
+
+
+def test_hash_positions_are_uniform_and_agree_with_a_percent_split():
+    found = [Document(f"x/{i}", "") for i in range(4000)]
+    positions = [d.position for d in found]
+    assert all(0 <= p < 1 for p in positions)
+    for bound in (0.02, 0.1, 0.5, 0.973):
+        assert abs(sum(p < bound for p in positions) / 4000 - bound) < 0.025
+    import hashlib
+
+    percent = [int(hashlib.sha1(d.id.encode()).hexdigest(), 16) % 100 < 2 for d in found]
+    assert percent == [p < 0.02 for p in positions]
+
+
+def test_errors(jsonl, tmp_path):
+    path = str(jsonl(ROWS))
+
+    def message(**options) -> str:
+        with pytest.raises(ConfigError) as error:
+            read(**options)
+        return str(error.value)
+
+    year = Select(field="year", min=3000)
+    assert message(format="json", path=path, select=year) == (
+        "source 'made': empty corpus: no document has text and passes its select"
+    )
+    assert message(format="json", path=path, select=Select(field="yaer", min=1)) == (
+        "source 'made': select.field='yaer' is not in made/d0; its fields: id, year"
+    )
+    assert message(format="json", path=path, select=Select(field="year", min="old")) == (
+        "source 'made': select compares year=2000 of made/d0 with 'old'; write the bound in the field's type"
+    )
+    assert message(format="json", path=path, text_field="body") == (
+        "source 'made': row 0 has no text in text_field='body'; columns: id, text, year"
+    )
+    assert message(format="json", path="/no/such.jsonl") == (
+        "source 'made': path=/no/such.jsonl: no such file; correct the path"
+    )
+    assert message(format="folder", path=str(tmp_path / "none")) == (
+        f"source 'made': path={tmp_path}/none: no such .txt file below; correct the path"
+    )
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 ")
+    assert message(format="text", path=str(tmp_path / "latin.txt")) == (
+        f"source 'made': {tmp_path}/latin.txt is not UTF-8 (invalid continuation byte); convert it"
+    )
+    (tmp_path / "bad.jsonl").write_text("{not json")
+    assert message(format="json", path=str(tmp_path / "bad.jsonl")).startswith("source 'made': cannot read ")
+
+
+def test_content_key_follows_the_content(jsonl):
+    source = SourceConfig(name="made", format="json", path=str(jsonl(ROWS)))
+    before = content_key(source)
+    assert content_key(source) == before
+    jsonl(ROWS[:-1])
+    assert content_key(source) != before

@@ -1,0 +1,150 @@
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hybridlm.lm.config import Recipe, SourceConfig
+from hybridlm.lm.data import prepare as module
+from hybridlm.lm.data.document import DataError
+from hybridlm.lm.data.prepare import mixture_weights, prepare, spread
+from hybridlm.lm.errors import ConfigError
+
+from .conftest import make_texts
+
+
+@pytest.fixture
+def recipe(tmp_path, jsonl):
+    """A function that makes a recipe on a made-up corpus; keyword arguments go into its data section."""
+    path = str(jsonl([{"id": i, "text": text} for i, text in enumerate(make_texts(150))]))
+    source = {"name": "made", "format": "json", "path": path}
+
+    def make(vocab_size: int = 300, **data) -> Recipe:
+        default = {
+            "train": [{**source, "select": {"hash": [0.2, 1.0]}}],
+            "valid": {"held": [{**source, "select": {"hash": [0.0, 0.2]}}]},
+            "cache": str(tmp_path / "cache"),
+            "workers": 1,
+        }
+        model = {"pattern": ["attention"], "vocab_size": vocab_size}
+        return Recipe.parse({"name": "r", "model": model, "train": {"steps": 1}, "data": {**default, **data}})
+
+    return make
+
+
+def test_prepare_and_prepare_again(recipe, tmp_path):
+    first = prepare(recipe(), quiet=True)
+    assert first.folder == tmp_path / "cache" / "prepared"
+    assert first.tokenizer.vocab_size == 300 and first.weights == [1.0]
+    assert first.train[0].n_documents + first.valid["held"][0].n_documents == 150
+    files = {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    second = prepare(recipe(), quiet=True)
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert files == {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_what_changes_the_data_makes_new_packs(recipe, jsonl):
+    before = prepare(recipe(), quiet=True)
+    other_vocab = prepare(recipe(vocab_size=310), quiet=True)
+    assert other_vocab.train[0].folder != before.train[0].folder
+    source = recipe().data.train[0].model_copy(update={"weight": 0.5})
+    reweighted = prepare(recipe(train=[source.model_dump()]), quiet=True)
+    assert reweighted.train[0].folder == before.train[0].folder
+    jsonl([{"id": i, "text": text} for i, text in enumerate(make_texts(149))])
+    assert prepare(recipe(), quiet=True).train[0].folder != before.train[0].folder
+
+
+def test_a_tokenizer_file_must_fit_the_model(recipe, tmp_path, tokenizer):
+    path = tokenizer.save(tmp_path / "mine")
+    assert prepare(recipe(400, tokenizer={"kind": "file", "path": str(path)}), quiet=True).train
+    with pytest.raises(ConfigError) as error:
+        prepare(recipe(300, tokenizer={"kind": "file", "path": str(path)}), quiet=True)
+    assert str(error.value) == f"model.vocab_size=300: {path} has 320 tokens; set model.vocab_size=320 or more"
+
+
+def sources(*weights) -> list[SourceConfig]:
+    return [SourceConfig(name="sotu", weight=weight) for weight in weights]
+
+
+def test_mixture_weights():
+    assert mixture_weights(sources(None, None), [300, 100]) == [0.75, 0.25]
+    assert mixture_weights(sources(1, 3), [300, 100]) == [0.25, 0.75]
+    assert mixture_weights(sources(0.5, None, None), [7, 100, 300]) == pytest.approx([0.5, 0.125, 0.375])
+    with pytest.raises(ConfigError) as error:
+        mixture_weights(sources(1.5, None), [1, 1])
+    assert str(error.value) == (
+        "data.train: the weights given sum to 1.5 and leave nothing for the sources without one; "
+        "give weights below 1 in sum, or one to every source"
+    )
+
+
+def test_tokenizer_text_is_spread_over_sources():
+    samples = [["a" * 10] * 10, ["b" * 1000], ["é" * 7] * 100]
+
+    def sizes(max_bytes: int) -> list[int]:
+        text = "".join(spread(samples, max_bytes))
+        return [text.count("a"), text.count("b"), 2 * text.count("é")]
+
+    assert sizes(10_000) == [100, 1000, 1400]
+    assert sizes(900) == [100, 400, 400]
+    assert sizes(63) == [21, 21, 20]  # a character is never cut
+
+
+def test_the_sample_is_random_and_bounded(recipe):
+    from hybridlm.lm.data.document import Document
+
+    found = [Document(f"d/{i}", "x" * 99 + "\n") for i in range(100)]
+    kept = module._sample(iter(found), 1000, lambda n: None)
+    shuffled = module._sample(iter(random.Random(1).sample(found, 100)), 1000, lambda n: None)
+    assert kept == shuffled and len(kept) == 10
+    assert len(module._sample(iter(found), 10**6, lambda n: None)) == 100
+
+
+def _prepare_and_log(recipe, log: Path) -> None:
+    train_tokenizer = module.train_tokenizer
+
+    def logged(*args):
+        with log.open("a") as file:
+            file.write("trained\n")
+        return train_tokenizer(*args)
+
+    module.train_tokenizer = logged
+    prepare(recipe, quiet=True)
+
+
+def test_processes_that_start_at_once_do_the_work_once(recipe, tmp_path):
+    fork, log = multiprocessing.get_context("fork"), tmp_path / "log"
+    ranks = [fork.Process(target=_prepare_and_log, args=(recipe(), log)) for _ in range(3)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0, 0]
+    assert log.read_text() == "trained\n"
+
+
+def _hold(path: Path, held) -> None:
+    with module._lock(path):
+        held.set()
+        time.sleep(60)
+
+
+def test_a_held_lock_times_out_and_a_dead_holder_frees_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOCK_SECONDS", 0.2)
+    fork = multiprocessing.get_context("fork")
+    held, path = fork.Event(), tmp_path / ".lock"
+    holder = fork.Process(target=_hold, args=(path, held))
+    holder.start()
+    assert held.wait(30)
+    with pytest.raises(DataError) as error, module._lock(path):
+        pass
+    assert str(error.value) == (
+        f"prepare: another process has held {path} for 0 s; wait until it ends, then run "
+        "`hybridlm prepare` by itself before training"
+    )
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    with module._lock(path):
+        pass

@@ -1,0 +1,143 @@
+import random
+
+import pytest
+from hybridlm.lm.data.tokenizer import LONGEST_LINE, Tokenizer, train_tokenizer
+from hybridlm.lm.errors import ConfigError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from .conftest import make_texts
+
+TRAINED = train_tokenizer(make_texts(200), 320)
+text = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \n\t\r\u2581<>s/0xé😀"), max_size=60)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text)
+def test_any_text_survives(sample):
+    assert TRAINED.decode(TRAINED.encode(sample)) == sample
+
+
+@pytest.mark.parametrize(
+    "sample",
+    ["", " ", "  a  b \n\n\n c ", "\u2581", "a\u2581 \u2581b", "<s></s><unk><0x0A>", "\x00\ufeff\ufffd", "é😀"],
+)
+def test_awkward_text_survives(sample):
+    assert TRAINED.decode(TRAINED.encode(sample)) == sample
+
+
+def test_specials_and_digits():
+    assert (TRAINED.bos_id, TRAINED.eos_id, TRAINED.vocab_size) == (1, 2, 320)
+    assert not {0, 1, 2} & set(TRAINED.encode("<s> the </s> whale"))
+    assert len(TRAINED.encode("1851")) == 4
+    assert TRAINED.decode([1, *TRAINED.encode("whale"), 2]) == "whale"
+
+
+def test_batch_is_the_same_as_one_by_one():
+    texts = make_texts(5, seed=3)
+    assert TRAINED.encode_batch(texts) == [TRAINED.encode(sample) for sample in texts]
+
+
+def test_training_is_deterministic_and_saving_keeps_the_fingerprint(tmp_path):
+    assert train_tokenizer(make_texts(200), 320).fingerprint == TRAINED.fingerprint
+    assert train_tokenizer(make_texts(200), 310).fingerprint != TRAINED.fingerprint
+    path = TRAINED.save(tmp_path / "t")
+    assert path == tmp_path / "t" / "tokenizer.model"
+    for where in (path, tmp_path / "t"):
+        assert Tokenizer.load(where).fingerprint == TRAINED.fingerprint
+
+
+def test_very_long_lines_are_learnt_from():
+    line = " ".join(random.Random(0).choices(["whale", "ship"], k=3 * LONGEST_LINE // 5))
+    assert len(train_tokenizer([line], 285).encode(" whale")) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(text)
+def test_streamed_pieces_join_to_the_whole(sample):
+    stream = TRAINED.stream()
+    pieces = [stream.push(id) for id in TRAINED.encode(sample)]
+    assert "".join(pieces) + stream.flush() == sample
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 319), max_size=40))
+def test_streaming_any_ids_gives_what_decode_gives(ids):
+    stream = TRAINED.stream()
+    assert "".join(stream.push(id) for id in ids) + stream.flush() == TRAINED.decode(ids)
+
+
+def test_a_character_comes_whole():
+    stream = TRAINED.stream()
+    assert [stream.push(id) for id in TRAINED.encode("😀a")] == ["", "", "", "😀", "a"]
+    stream = TRAINED.stream()
+    assert [stream.push(id) for id in TRAINED.encode("😀")[:2]] == ["", ""] and stream.flush()[0] == "\ufffd"
+
+
+def test_vocabulary_too_large_or_too_small():
+    with pytest.raises(ConfigError) as error:
+        train_tokenizer(["one whale"] * 3, 5000)
+    largest = int(str(error.value).split("at most ")[1].split()[0])
+    assert str(error.value) == (
+        f"model.vocab_size=5000: the training text supports at most {largest} tokens; "
+        f"set model.vocab_size={largest} or less, or give more text"
+    )
+    assert train_tokenizer(["one whale"] * 3, largest).vocab_size == largest
+    with pytest.raises(ConfigError) as error:
+        train_tokenizer(["one whale"] * 3, 97)
+    smallest = int(str(error.value).split("at least ")[1].split(";")[0])
+    assert str(error.value) == (
+        f"model.vocab_size=97: 256 bytes, 3 specials and the text's characters need at least {smallest}; "
+        f"set model.vocab_size={smallest} or more"
+    )
+    assert train_tokenizer(["one whale"] * 3, smallest).vocab_size == smallest
+
+
+def make_json(path, specials: list[str]) -> None:
+    import tokenizers as hf
+
+    made = hf.Tokenizer(hf.models.BPE())
+    made.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = hf.decoders.ByteLevel()
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hf.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=specials)
+    made.train_from_iterator(make_texts(50), trainer)
+    made.save(str(path))
+
+
+def test_tokenizers_json(tmp_path):
+    make_json(tmp_path / "tokenizer.json", ["<|endoftext|>", "<start>", "<stop>"])
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.bos_id == loaded.eos_id == 0 and loaded.vocab_size == 300
+    assert loaded.decode(loaded.encode("  whale é\n")) == "  whale é\n"
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": {"content": "<start>"}, "eos_token": "<stop>"}')
+    named = Tokenizer.load(tmp_path)
+    assert (named.bos_id, named.eos_id) == (1, 2)
+    again = Tokenizer.load(named.save(tmp_path / "copy"))
+    assert (again.bos_id, again.eos_id, again.fingerprint) == (1, 2, named.fingerprint)
+    stream = again.stream()
+    assert "".join(stream.push(id) for id in again.encode("whale 😀 é")) + stream.flush() == "whale 😀 é"
+
+
+def test_loading_errors(tmp_path):
+    def message(path) -> str:
+        with pytest.raises(ConfigError) as error:
+            Tokenizer.load(path)
+        return str(error.value)
+
+    assert message(tmp_path / "x.model") == (
+        f"tokenizer '{tmp_path}/x.model': no such file; give a .model or .json, or a folder with one"
+    )
+    (tmp_path / "x.bin").write_bytes(b"")
+    assert message(tmp_path / "x.bin") == f"tokenizer '{tmp_path}/x.bin': unknown kind '.bin'; allowed: .model, .json"
+    (tmp_path / "y.model").write_bytes(b"junk")
+    assert message(tmp_path / "y.model") == (
+        f"tokenizer '{tmp_path}/y.model': not a SentencePiece model; give another file"
+    )
+    (tmp_path / "y.json").write_text("{}")
+    assert message(tmp_path / "y.json") == f"tokenizer '{tmp_path}/y.json': not a tokenizers file; give another file"
+    make_json(tmp_path / "z.json", ["<start>"])
+    assert message(tmp_path / "z.json") == (
+        f"tokenizer '{tmp_path}/z.json': cannot tell its bos and eos token; name bos_token and eos_token in a "
+        "tokenizer_config.json beside it"
+    )

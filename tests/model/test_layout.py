@@ -1,0 +1,112 @@
+"""The three spellings of a layer list, per-layer options, and what wrong ones are told."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridlm.lm.model.layout import describe
+from hybridlm.lm.strict import ConfigError
+from hybridlm.tests.model.helpers import build, small, tokens
+
+THREE_TO_ONE = ["gated_deltanet", "gated_deltanet", "gated_deltanet", "attention"]
+
+
+def names(**layers) -> list[str]:
+    return [spec.mixer for spec in small(**layers).layer_specs()]
+
+
+def test_three_spellings_agree():
+    assert names(n_layers=8, pattern=THREE_TO_ONE) == THREE_TO_ONE * 2
+    assert names(n_layers=8, ratio={"gated_deltanet": 3, "attention": 1}) == THREE_TO_ONE * 2
+    assert names(n_layers=8, layers=THREE_TO_ONE * 2) == THREE_TO_ONE * 2
+
+
+def test_ratio_order_does_not_matter_unless_shares_are_equal():
+    assert names(n_layers=4, ratio={"attention": 1, "gated_deltanet": 3}) == THREE_TO_ONE
+    assert names(n_layers=4, ratio={"attention": 1, "gated_deltanet": 1}) == ["attention", "gated_deltanet"] * 2
+
+
+@given(a=st.integers(1, 9), b=st.integers(1, 9), periods=st.integers(1, 3))
+def test_ratio_is_exact_and_evenly_spread(a, b, periods):
+    layers = names(n_layers=(a + b) * periods, ratio={"gated_deltanet": a, "attention": b})
+    period = layers[: a + b]
+    assert layers == period * periods
+    assert period.count("gated_deltanet") == a
+    # after any number of layers, each mixer is within one layer of its share
+    for i in range(1, a + b + 1):
+        assert abs(period[:i].count("attention") - i * b / (a + b)) < 1 + 1e-9
+
+
+def test_options_per_layer():
+    layers = ["attention", {"attention": {"window": 16, "rope": None}}]
+    model = build(layers=layers, attention={"n_heads": 4, "head_dim": 8, "n_kv_heads": 2})
+    first, second = (mixer.options for mixer in model.mixers())
+    assert (first.window, second.window) == (None, 16)
+    assert first.rope is not None and second.rope is None
+    assert (first.n_kv_heads, second.n_kv_heads) == (2, 2)
+    model(tokens(1, 40))
+
+
+def test_description_folds_repeats():
+    specs = small(n_layers=8, pattern=THREE_TO_ONE).layer_specs()
+    assert describe(specs) == "3 x gated_deltanet, attention, 3 x gated_deltanet, attention"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"n_layers": 6, "pattern": THREE_TO_ONE},
+            "pattern: a period of 4 layers does not divide n_layers=6; use n_layers=4 or 8, or spell the layers out "
+            "with layers:",
+        ),
+        (
+            {"n_layers": 2, "ratio": {"gated_deltanet": 3, "attention": 1}},
+            "ratio: a period of 4 layers does not divide n_layers=2; use n_layers=4 or 8, or spell the layers out "
+            "with layers:",
+        ),
+        (
+            {"n_layers": 3, "layers": ["attention"] * 2},
+            "layers: lists 2 layers but n_layers is 3; make them equal",
+        ),
+        (
+            {"pattern": ["attention"], "ratio": {"attention": 1}},
+            "layers: give exactly one of pattern, ratio and layers, got pattern and ratio",
+        ),
+        (
+            {"pattern": None},
+            "layers: give exactly one of pattern, ratio and layers, got none",
+        ),
+        ({"pattern": ["atention"]}, "layers: unknown mixer 'atention'; did you mean 'attention'?"),
+        (
+            {"ratio": {"attention": 0}},
+            "ratio: {'attention': 0} is impossible; every share is a whole number of at least 1",
+        ),
+        ({"ratio": {}}, "ratio: {} is impossible; every share is a whole number of at least 1"),
+        (
+            {"pattern": [{"attention": {}, "gated_deltanet": {}}]},
+            "layers: {'attention': {}, 'gated_deltanet': {}} is not one layer; write a name or {name: {option: value}}",
+        ),
+        (
+            {"pattern": [{"attention": {"windw": 4}}]},
+            "layer attention: windw: unknown key 'windw' in the recipe; did you mean 'window'?",
+        ),
+        (
+            {"attention": {"n_heads": 4, "n_kv_heads": 3}},
+            "attention.n_kv_heads: 3 does not divide n_heads=4; use a divisor",
+        ),
+        (
+            {"attention": {"head_dim": 7}},
+            "attention.head_dim: 7 is odd, RoPE rotates pairs; use an even one or rope: null",
+        ),
+        (
+            {"gated_deltanet": {"n_heads": 2, "n_v_heads": 3}},
+            "gated_deltanet.n_v_heads: 3 is no multiple of n_heads=2; use one",
+        ),
+    ],
+)
+def test_errors_say_the_fix(options, message):
+    with pytest.raises(ConfigError) as error:
+        type(small()).parse({"n_layers": 2, "pattern": ["attention", "gated_deltanet"], **options} if "ratio" not in options
+                            and "layers" not in options else {"n_layers": 2, **options})
+    assert str(error.value) == message

@@ -1,0 +1,145 @@
+"""Sliced cross entropy against F.cross_entropy: sums, z-loss, softcap, ignored targets, gradients, precision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from hybridlm.lm.model import loss
+from hybridlm.lm.model.loss import IGNORE, full_cross_entropy, linear_cross_entropy, shift_labels
+from hybridlm.lm.model.sequences import Sequences
+from hybridlm.tests.model.helpers import build, tokens
+from hybridlm.tests.oracles import assert_close
+
+CPU = torch.device("cpu")
+V, D = 37, 12
+
+
+def make(shape=(3, 20), dtype=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, D, generator=rng, dtype=torch.float64)
+    weight = torch.randn(V, D, generator=rng, dtype=torch.float64)
+    targets = torch.randint(V, shape, generator=rng)
+    targets.view(-1)[1::4] = IGNORE
+    return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
+
+
+def oracle(x: Tensor, weight: Tensor, targets: Tensor, z_weight: float, softcap: float | None) -> tuple[Tensor, ...]:
+    """nll and z sums of the whole logits, and nll + z_weight z."""
+    logits = x @ weight.T
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    nll = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    z = (logits.logsumexp(-1) ** 2)[targets != IGNORE].sum()
+    return nll + z_weight * z, nll, z
+
+
+@pytest.mark.parametrize("z_weight", [0.0, 0.3])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_sums_and_gradients(z_weight, softcap, rows, monkeypatch):
+    monkeypatch.setattr(loss, "SLICE", rows * V)  # slices of 1, 7 and all rows
+    x, weight, targets = make()
+    found = linear_cross_entropy(x, weight, targets, z_weight=z_weight, softcap=softcap)
+    expected = oracle(x, weight, targets, z_weight, softcap)
+    assert found.n_targets == 45
+    for mine, theirs in zip((found.total, found.nll, found.z), expected, strict=True):
+        assert_close(mine, theirs, 1e-6)
+    gradients = torch.autograd.grad(3 * found.total, (x, weight))
+    for mine, theirs in zip(gradients, torch.autograd.grad(3 * expected[0], (x, weight)), strict=True):
+        assert_close(mine, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_gradcheck(softcap):
+    x, weight, targets = make((1, 5), torch.float64)
+
+    def total(x: Tensor, weight: Tensor) -> Tensor:
+        return linear_cross_entropy(x, weight, targets, z_weight=0.2, softcap=softcap).total
+
+    assert gradcheck(total, (x, weight))
+
+
+def test_gradient_of_one_input_alone():
+    x, weight, targets = make()
+    both = torch.autograd.grad(linear_cross_entropy(x, weight, targets).total, (x, weight))
+    (dx,) = torch.autograd.grad(linear_cross_entropy(x, weight.detach(), targets).total, x)
+    (dw,) = torch.autograd.grad(linear_cross_entropy(x.detach(), weight, targets).total, weight)
+    assert torch.equal(dx, both[0]) and torch.equal(dw, both[1])
+
+
+def test_no_gradient_is_formed_where_none_can_be_asked_for(monkeypatch):
+    def forbidden(*args):
+        raise AssertionError("gradient work in an evaluation")
+
+    monkeypatch.setattr(loss, "_logit_grads", forbidden)
+    x, weight, targets = make()
+    with torch.no_grad():
+        found = linear_cross_entropy(x, weight, targets)
+    assert_close(found.total, oracle(x, weight, targets, 0.0, None)[0], 1e-6)
+
+
+@pytest.mark.parametrize("z_weight", [0.0, 0.3])
+def test_full_logits_give_the_same_sums(z_weight):
+    x, weight, targets = make()
+    found = full_cross_entropy(x @ weight.T, targets, z_weight)
+    sliced = linear_cross_entropy(x, weight, targets, z_weight=z_weight)
+    assert found.n_targets == sliced.n_targets
+    for mine, other in zip(found[:3], sliced[:3], strict=True):
+        assert_close(mine, other, 1e-6)
+
+
+def test_nothing_to_predict():
+    x, weight, targets = make()
+    found = linear_cross_entropy(x, weight, torch.full_like(targets, IGNORE))
+    assert found.n_targets == 0 and found.total == 0
+    dx, dw = torch.autograd.grad(found.total, (x, weight))
+    assert not dx.any() and not dw.any()
+
+
+def test_autocast_rounds_the_product_and_nothing_else():
+    x, weight, targets = make((4, 200))
+    exact = linear_cross_entropy(x, weight, targets, z_weight=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = linear_cross_entropy(x, weight, targets, z_weight=0.1)
+    assert low.total.dtype == torch.float32
+    rounded = oracle(x.bfloat16().float(), weight.bfloat16().float(), targets, 0.1, None)[0]
+    # the logits leave the product as bfloat16, whose errors of 2^-9 average out over 600 targets
+    assert_close(low.total, rounded, 1e-3)
+    for name, mine, theirs in zip(
+        ("x", "weight"), torch.autograd.grad(low.total, (x, weight)), torch.autograd.grad(exact.total, (x, weight))
+    ):
+        assert mine.dtype == torch.float32
+        assert_close(mine, theirs, 1e-2, f"gradient of {name}")
+
+
+def test_bfloat16_sums_are_float32():
+    x, weight, targets = make((4, 200), torch.bfloat16)
+    found = linear_cross_entropy(x, weight, targets)
+    assert found.total.dtype == torch.float32
+    assert_close(found.total, oracle(x.float(), weight.float(), targets, 0.0, None)[0], 1e-3)
+
+
+def test_labels_shift_within_sequences():
+    labels = torch.arange(10)[None]
+    packed = Sequences.from_cu_seqlens(torch.tensor([0, 1, 1, 4, 10]), None)
+    assert shift_labels(labels, packed)[0].tolist() == [IGNORE, 2, 3, IGNORE, 5, 6, 7, 8, 9, IGNORE]
+    dense = Sequences.dense(2, 5, None, CPU)
+    expected = [[1, 2, 3, 4, IGNORE], [6, 7, 8, 9, IGNORE]]
+    assert shift_labels(labels.view(2, 5), dense).tolist() == expected
+
+
+def test_model_loss_is_the_mean_over_targets_plus_the_z_loss():
+    model, ids = build(z_loss=1e-2, logit_softcap=5.0), tokens(2, 30)
+    labels = ids.clone()
+    labels[0, 10:20] = IGNORE
+    for keep_logits in (True, False):
+        output = model(ids, labels=labels, logits=keep_logits)
+        logits = model(ids).logits
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+        z = 1e-2 * (logits.logsumexp(-1) ** 2)[targets != IGNORE].mean()
+        assert_close(output.loss, nll + z, 1e-6)
+        assert_close(output.aux_losses["z_loss"], z, 1e-6)
+        assert (output.logits is not None) == keep_logits

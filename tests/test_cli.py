@@ -1,0 +1,86 @@
+"""The command line: what a user sees when all is well, and one line and a non-zero exit code when it is not."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from hybridlm.lm import cli
+
+runner = CliRunner()
+
+
+def run_main(*args: str, monkeypatch, capsys) -> tuple[int, str]:
+    """Exit code and stderr of `hybridlm ARGS`."""
+    monkeypatch.setattr(sys, "argv", ["hybridlm", *args])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0), capsys.readouterr().err
+
+
+def test_help_lists_every_verb_and_imports_no_torch():
+    code = "import sys; from hybridlm.lm import cli; sys.argv = ['hybridlm', '--help']\n"
+    code += "try: cli.main()\nexcept SystemExit: print('torch' in sys.modules, 'pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+    for verb in ("fetch", "prepare", "train", "eval", "generate", "report", "recipes", "doctor", "bench"):
+        assert verb in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["fetch", "prepare", "train", "eval", "generate", "report", "recipes", "doctor", "bench"])
+def test_every_verb_explains_itself(verb):
+    result = runner.invoke(cli.app, [verb, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_dry_run_prints_the_plan_and_trains_nothing(tiny_recipe):
+    result = runner.invoke(cli.app, ["train", str(tiny_recipe), "--dry-run", "train.steps=7"])
+    assert result.exit_code == 0, result.output
+    assert "FLOPs per token, training" in result.output
+    assert f"{7 * 4 * 64:,}" in result.output  # tokens of the whole run
+    assert not (tiny_recipe.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=5", "train.step: unknown key 'step' in train; did you mean 'steps'?"),
+        ("model.attention.n_head=2", "model.attention.n_head: unknown key 'n_head' in model.attention; did you mean 'n_heads'?"),
+        ("train.steps", "override 'train.steps': expected KEY=VALUE, e.g. train.steps=100"),
+        ("train.steps=0", "train.steps: Input should be greater than 0, got 0"),
+        (
+            "model.ratio={gated_deltanet: 3, attention: 1}",
+            "model: ratio: a period of 4 layers does not divide n_layers=2; use n_layers=4 or 8, "
+            "or spell the layers out with layers:",
+        ),
+        (
+            "model.ratio={gated_deltanet: 0, attention: 1}",
+            "model: ratio: {'gated_deltanet': 0} is impossible; every share is a whole number of at least 1",
+        ),
+        ("model.pattern=[atention]", "model: layers: unknown mixer 'atention'; did you mean 'attention'?"),
+    ],
+)
+def test_bad_recipes_are_one_line_that_says_what_to_change(override, message, tiny_recipe, monkeypatch, capsys):
+    code, err = run_main("train", str(tiny_recipe), override, "--dry-run", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    prefix = "hybridlm: " if override.startswith("train.steps") and "=" not in override else "hybridlm: tiny.yaml: "
+    assert err == f"{prefix}{message}\n"
+
+
+def test_an_unknown_recipe_names_the_nearest(monkeypatch, capsys):
+    code, err = run_main("train", "dem", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, err) == (1, "hybridlm: recipe 'dem': no such file and no recipe of that name; did you mean 'demo'?\n")
+
+
+def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
+    code, err = run_main("generate", str(tmp_path), "--prompt", "x", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    assert err == f"hybridlm: run {str(tmp_path)!r}: no recipe.yaml there; give a run folder such as runs/demo\n"
+
+
+def test_recipes_lists_what_comes_with_the_package():
+    result = runner.invoke(cli.app, ["recipes"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "demo" in result.output and "3 x gated_deltanet, attention" in result.output

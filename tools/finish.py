@@ -1,0 +1,59 @@
+"""What a run ends with: validation beside its yardsticks, task scores, a sample, the table and the plot."""
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from ..lm.console import stage
+from ..lm.data.prepare import Prepared
+from ..lm.run import Run
+from .ngram import Yardstick, yardsticks
+from .report import plot_runs, valid_scores
+from .sample import stream
+from .score import score_tasks
+
+
+def finish(run: Run, prepared: Prepared, console: Console) -> None:
+    """Score a finished run and print what came out of it."""
+    evals = run.recipe.eval
+    if evals.tasks:
+        with stage(console, f"scoring {', '.join(evals.tasks)}"):
+            score_tasks(run.folder, evals.tasks, evals.limit, evals.batch_tokens, console)
+    if evals.prompt:
+        console.print(f"\nsample after {evals.prompt!r}:", style="bold", highlight=False)
+        stream(
+            run, evals.prompt, 120, 0.8, 0.95, run.recipe.seed, lambda text: console.out(text, end="", highlight=False)
+        )
+        console.print("\n")
+    if evals.yardsticks:
+        compare(run, prepared, console)
+    console.print(f"plot: {plot_runs([run], run.folder / 'plots' / 'loss.png')}", highlight=False, soft_wrap=True)
+
+
+def compare(run: Run, prepared: Prepared, console: Console) -> None:
+    """The model's validation losses beside uniform, unigram and Kneser-Ney trigram models of the same tokens."""
+    with stage(console, "fitting the n-gram yardsticks"):
+        measured = {
+            name: yardsticks(prepared.train, sets, run.recipe.model.vocab_size) for name, sets in prepared.valid.items()
+        }
+    scores = valid_scores(run)
+    for name, rows in measured.items():
+        model = Yardstick(scores[name]["loss"], scores[name]["bits_per_byte"])
+        console.print(_table(name, {**rows, run.recipe.name: model}))
+        for other, yardstick in rows.items():
+            gap = yardstick.nats - model.nats
+            verdict = "beats" if gap > 0 else "does not beat"
+            console.print(f"{run.recipe.name} {verdict} {other} on {name}: {gap:+.3f} nats per token", highlight=False)
+    kept = {name: {row: y._asdict() for row, y in rows.items()} for name, rows in measured.items()}
+    (run.folder / "yardsticks.json").write_text(json.dumps(kept, indent=1))
+
+
+def _table(name: str, rows: dict[str, Yardstick]) -> Table:
+    table = Table(title=f"validation set {name!r}", title_justify="left")
+    table.add_column("model")
+    table.add_column("bits per byte", justify="right")
+    table.add_column("nats per token", justify="right")
+    for label, row in rows.items():
+        table.add_row(label, f"{row.bits_per_byte:.3f}", f"{row.nats:.3f}")
+    return table

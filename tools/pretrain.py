@@ -1,0 +1,52 @@
+"""`hybridlm train`: prepare the data, train, then score what came out."""
+
+import logging
+import time
+
+from rich.console import Console
+
+from ..lm.config import Recipe
+from ..lm.console import stage
+from ..lm.data.prepare import Prepared, prepare
+from ..lm.model.layout import describe
+from ..lm.run import Run
+from ..lm.train.loop import Hook, Trainer
+from .finish import finish
+
+
+def pretrain(recipe: Recipe, console: Console) -> Run:
+    """Run a recipe to its end, resuming if the run folder has a checkpoint. Every process of a launch calls this."""
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # its hint that triton is missing
+    started = time.perf_counter()
+    with stage(console, f"preparing data of {recipe.name}"):
+        prepared = prepare(recipe)
+    run = Run.create(recipe)
+    prepared.tokenizer.save(run.folder / "tokenizer")
+    trainer = Trainer(recipe, prepared, run, console, _hooks(recipe, prepared))
+    if not trainer.engine.is_main:
+        trainer.run()
+        return run
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    console.print(
+        f"{recipe.name}: {describe(recipe.model.layer_specs())} | {parameters / 1e6:.2f} M parameters | "
+        f"{trainer.engine.world_size} process(es) on {trainer.engine.device} | {recipe.train.precision} | "
+        f"ready after {time.perf_counter() - started:.1f} s",
+        highlight=False,
+    )
+    trainer.run()
+    finish(run, prepared, console)
+    return run
+
+
+def _hooks(recipe: Recipe, prepared: Prepared) -> list[Hook]:
+    """The recipe's in-loop evaluation, if it asks for one."""
+    evals = recipe.eval
+    if not (evals.tasks and evals.every):
+        return []
+    from .score import task_scores
+
+    def measure(model, step: int) -> dict[str, float]:
+        scores = task_scores(model, prepared.tokenizer, recipe, evals.tasks, evals.limit)
+        return scores.headline()
+
+    return [Hook("tasks", evals.every, measure)]

@@ -1,0 +1,88 @@
+"""Plots and tables of finished or running runs, from their folders alone."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..lm.errors import ConfigError
+from ..lm.run import Run
+
+
+def valid_scores(run: Run) -> dict[str, dict[str, float]]:
+    """The last logged score of every validation set: {set: {loss, bits_per_byte, step}}."""
+    scores = {}
+    for record in run.metrics():
+        kind, _, name = record["kind"].partition("/")
+        if kind == "valid":
+            keys = ("loss", "bits_per_byte")
+            scores[name] = {key: record[f"{name}/{key}"] for key in keys} | {"step": record["step"]}
+    return scores
+
+
+def report_runs(folders: list[Path], console: Console) -> None:
+    """Print one row per run and validation set, and write the plot into the first run's folder."""
+    runs = [Run(folder) for folder in folders]
+    table = Table(title="runs", title_justify="left")
+    for column in ("run", "step", "train loss", "tokens/s", "validation", "nats per token", "bits per byte"):
+        table.add_column(column, justify="left" if column in ("run", "validation") else "right")
+    for run in runs:
+        steps = [record for record in run.metrics() if record["kind"] == "train"]
+        if not steps:
+            raise ConfigError(
+                f"run {str(run.folder)!r}: nothing logged yet; train it first: hybridlm train {run.folder}"
+            )
+        tail = steps[-20:]
+        loss = sum(record["loss"] for record in tail) / len(tail)
+        per_step = run.recipe.train.batch * run.recipe.model.context
+        rate = per_step * len(tail) / sum(record["seconds"] for record in tail)
+        head = (run.folder.name, str(steps[-1]["step"]), f"{loss:.3f}", f"{rate:,.0f}")
+        rows = [(n, f"{s['loss']:.3f}", f"{s['bits_per_byte']:.3f}") for n, s in valid_scores(run).items()]
+        for i, row in enumerate(rows or [("none yet", "", "")]):
+            table.add_row(*(head if i == 0 else ("",) * 4), *row)
+    console.print(table)
+    target = runs[0].folder / "plots" / ("loss.png" if len(runs) == 1 else "compare.png")
+    console.print(f"plot: {plot_runs(runs, target)}", highlight=False, soft_wrap=True)
+
+
+def plot_runs(runs: list[Run], target: Path) -> Path:
+    """Loss and learning rate against tokens, one colour per run, validation as dots."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (loss, rate) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
+    for i, run in enumerate(runs):
+        records = run.metrics()
+        steps = [record for record in records if record["kind"] == "train"]
+        tokens = [record["tokens"] / 1e6 for record in steps]
+        values = [record["loss"] for record in steps]
+        loss.plot(tokens, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
+        loss.plot(tokens, _smooth(values), color=f"C{i}", label=f"{run.folder.name}: train")
+        rate.plot(tokens, [record["lr"] for record in steps], color=f"C{i}")
+        per_step = run.recipe.train.batch * run.recipe.model.context / 1e6
+        for marker, name in zip("osv^Dxp*", valid_scores(run), strict=False):
+            dots = [r for r in records if r["kind"] == f"valid/{name}"]
+            at = [r["step"] * per_step for r in dots]
+            label = f"{run.folder.name}: {name}"
+            loss.plot(at, [r[f"{name}/loss"] for r in dots], marker, color=f"C{i}", markersize=5, label=label)
+    loss.set(ylabel="nats per token")
+    loss.grid(alpha=0.3)
+    loss.legend(fontsize=8)
+    rate.set(xlabel="tokens (millions)", ylabel="learning rate")
+    rate.grid(alpha=0.3)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+    return target
+
+
+def _smooth(values: list[float], factor: float = 0.95) -> list[float]:
+    """Exponential moving average with the start-up bias removed."""
+    average, weight, out = 0.0, 0.0, []
+    for value in values:
+        average = factor * average + (1 - factor) * value
+        weight = factor * weight + (1 - factor)
+        out.append(average / weight)
+    return out

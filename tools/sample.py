@@ -1,0 +1,41 @@
+"""Text from a run, piece by piece."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..lm.run import Run
+
+
+def stream(
+    run: Path | Run,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    write: Callable[[str], None],
+) -> None:
+    """Write the prompt, then its continuation as the tokens are drawn, until the model ends the document."""
+    run = run if isinstance(run, Run) else Run(run)
+    model, tokenizer = run.load_model(), run.tokenizer()
+    text = tokenizer.stream()
+    write(prompt)
+    ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+
+    def on_token(drawn: torch.Tensor) -> None:
+        token = int(drawn[0])
+        if token != tokenizer.eos_id:
+            write(text.push(token))
+
+    model.generate(
+        torch.tensor([ids]),
+        max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop_ids=(tokenizer.eos_id,),
+        seed=seed,
+        on_token=on_token,
+    )
+    write(text.flush())
