@@ -204,7 +204,7 @@ def evaluate(
 
     max_length: tokens per input, BOS included. limit: only the first documents of each task. checkpoint: a name for the
     weights, kept with the scores. verbose: lm-eval's messages and progress bars. Missing files are fetched. Raises
-    ConfigError for an unknown task or a limit below 1, DataError when the files cannot be fetched.
+    ConfigError for no or an unknown task or a limit below 1, DataError when the files cannot be fetched.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: {limit} scores nothing; use 1 or more, or None for all documents")
@@ -213,6 +213,8 @@ def evaluate(
     )
     folder = Path(cache).expanduser() / "benchkit"
     manager = TaskManager(include_path=TASKS, include_defaults=False, metadata={"data": str(folder)})  # type: ignore
+    if not tasks:
+        raise ConfigError(f"tasks: none given; there are: {', '.join(manager.all_subtasks)}")
     sources = {task: _sources(task, manager, folder) for task in tasks}
     if not all(data.is_file() for *_, data in sources.values()):
         _fetch_benchmarks(cache)

@@ -80,7 +80,7 @@ class _CausalConv(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         with torch.autocast(dy.device.type, enabled=False):
-            if ctx.silu:  # a second convolution costs less than keeping its output through the whole step
+            if ctx.silu:  # convolve again rather than keep a second activation through the step
                 dy = torch.ops.aten.silu_backward(dy, _correlate(x, weight))
             reach = weight.shape[1] - 1
             dx = _correlate(F.pad(dy, (0, 0, reach, reach)), weight.flip(1))

@@ -237,7 +237,18 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The merged recipe, as written into the run folder; `Recipe.load` reads it back unchanged."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(_written(self), sort_keys=False, allow_unicode=True)
+
+
+def _written(value: Any) -> Any:
+    """A configuration as plain YAML values. None is left out only where it is the default: `rope: null` has to stay."""
+    if isinstance(value, Strict):
+        fields = type(value).model_fields
+        given = {name: getattr(value, name) for name in fields}
+        return {name: _written(x) for name, x in given.items() if x is not None or fields[name].default is not None}
+    if isinstance(value, dict):
+        return {key: _written(x) for key, x in value.items()}
+    return [_written(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def find_recipe(path_or_name: str | Path) -> Path:

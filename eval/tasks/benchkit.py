@@ -12,14 +12,19 @@ from lm_eval.utils import apply_template
 
 
 def load(file: str, data: str, **_metadata: Any) -> dict[str, Dataset]:
-    """The questions of {data}/{file}.jsonl; `data` is the folder that `hybridlm fetch benchkit` fills."""
+    """The questions of {data}/{file}.jsonl, each with `gold`, the right answer's index.
+
+    `data` is the folder that `hybridlm fetch benchkit` fills.
+    """
     lines = (Path(data) / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
-    return {"test": Dataset.from_list([json.loads(line) for line in lines])}
+    questions = [json.loads(line) for line in lines]
+    golds = [question.get("labels", ["no", "yes"]).index(question["answer"]) for question in questions]
+    return {"test": Dataset.from_list([{**q, "gold": gold} for q, gold in zip(questions, golds, strict=True)])}
 
 
 def winogrande_gold(doc: dict[str, Any]) -> int:
     """The right option's index; a number in place of a text tells lm-eval that the options change the context."""
-    return doc["labels"].index(doc["answer"])
+    return doc["gold"]
 
 
 def winogrande_contexts(doc: dict[str, Any]) -> list[str]:

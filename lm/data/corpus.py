@@ -1,6 +1,5 @@
 """Documents of a recipe's source: registered packages, local files, or a hub data set that is streamed."""
 
-import hashlib
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
@@ -136,8 +135,3 @@ def _stream(source: "SourceConfig") -> Iterator[dict[str, Any]]:
     except Exception as error:  # the library raises dozens of types, of its own and of HTTP clients
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"source {source.name!r}: cannot read {source.path}: {reason}") from None
-
-
-def digest(*parts: object) -> str:
-    """Hex SHA-256 of the parts' reprs: the fingerprints of tokenizers, packs and loaders are made of these."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()

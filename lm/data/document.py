@@ -25,3 +25,8 @@ class Document:
         number = int(hashlib.sha1(self.id.encode(), usedforsecurity=False).hexdigest(), 16)
         # the last two digits lead: [0, 0.02) is the usual split by `hash % 100 < 2`
         return (number % 100 + number // 100 % 10**13 / 10**13) / 100
+
+
+def digest(*parts: object) -> str:
+    """Hex SHA-256 of the parts' reprs: the fingerprints of tokenizers, packs and loaders are made of these."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

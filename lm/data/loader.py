@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError
-from .corpus import digest
+from .document import digest
 from .mixture import Mixture
 from .packed import PackedDataset
 

@@ -7,6 +7,8 @@ shard has its own `.npy` beside it, and an interrupted packing goes on behind th
 
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -69,7 +71,7 @@ def write_shard(tokenizer: Tokenizer, texts: list[str], path: Path) -> int:
     tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in documents])
     if tokens.max() >= tokenizer.vocab_size:
         raise DataError(
-            f"tokenizer: gave id {tokens.max()}, but declares {tokenizer.vocab_size} tokens; its file is damaged, replace it"
+            f"tokenizer: gave id {tokens.max()}, but declares {tokenizer.vocab_size} tokens; replace its damaged file"
         )
     write_atomically(path, tokens.astype(dtype).tobytes())
     with atomic(path.with_suffix(".npy")) as file:
@@ -122,7 +124,7 @@ def _run(
         return
     # forked where that exists: a spawned worker would run the caller's script again
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method))
     running: set[Future[int]] = set()
     try:
         for job in jobs:
@@ -138,6 +140,13 @@ def _run(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Make a worker end when its parent is killed: it would wait forever, and keep the lock that a fork inherits."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _collect(running: set[Future[int]], advance: Callable[[int], None]) -> set[Future[int]]:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from ..errors import ConfigError
-from .corpus import content_key, digest, documents
-from .document import DataError, Document
+from .corpus import content_key, documents
+from .document import DataError, Document, digest
 from .packed import PackedDataset
 from .packing import FORMAT, is_packed, pack
 from .tokenizer import Tokenizer, train_tokenizer

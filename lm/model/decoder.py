@@ -100,6 +100,8 @@ class HybridLM(nn.Module):
         attention_mask: [B, T], 0 where a token is padding, anywhere in a row. cache: True to start one, or the one to
         continue. logits=False skips them where only the loss is wanted. Raises ValueError on shapes that contradict.
         """
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {tuple(input_ids.shape)}")
         if attention_mask is not None and not bool(attention_mask.all()):
             return self._forward_padded(input_ids, labels, cu_seqlens, attention_mask, cache, logits)
         past = self._past(cache, len(input_ids) if cu_seqlens is None else len(cu_seqlens) - 1)
@@ -173,8 +175,6 @@ class HybridLM(nn.Module):
         """Drop the padding, run the real tokens as packed sequences, put the logits back (zero at padding)."""
         if cu_seqlens is not None:
             raise ValueError("attention_mask: cannot be combined with cu_seqlens; packed documents have no padding")
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {tuple(input_ids.shape)}")
         real = attention_mask.bool()
         bounds = F.pad(real.sum(1).cumsum(0), (1, 0))
         sequences = Sequences.from_cu_seqlens(bounds, self._past(cache, len(input_ids)))

@@ -48,7 +48,8 @@ def linear_cross_entropy(
     """
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     keep = (targets != IGNORE).nonzero().squeeze(1)
-    total, nll, z = _LinearCrossEntropy.apply(x[keep], weight, targets[keep], z_weight, softcap)
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)  # not to be seen inside a Function
+    total, nll, z = _LinearCrossEntropy.apply(x[keep], weight, targets[keep], z_weight, softcap, learns)
     return TokenLoss(total, nll, z, len(keep))
 
 
@@ -57,12 +58,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, z_weight: float, softcap: float | None
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, z_weight: float, softcap: float | None, learns: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = x.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         exact = torch.promote_types(x.dtype, torch.float32)
-        learns = any(ctx.needs_input_grad[:2])
         dx = torch.empty_like(x) if learns else None
         dw = torch.zeros_like(weight, dtype=exact) if learns else None
         nll, z = x.new_zeros((), dtype=exact), x.new_zeros((), dtype=exact)
@@ -85,9 +85,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return nll + z_weight * z, nll, z
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         dx, dw = ctx.saved_tensors
-        return dx * grads[0], dw * grads[0], None, None, None
+        return dx * grads[0], dw * grads[0], None, None, None, None
 
 
 def _logit_grads(logits: Tensor, lse: Tensor, target: Tensor, z_weight: float, softcap: float | None) -> Tensor:

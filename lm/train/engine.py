@@ -61,6 +61,8 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._adam, config=_settings(model, optim, train), dist_init_required=False
         )
+        if train.zero_stage == 0 and self.world_size == 1:
+            self._engine.enable_backward_allreduce = False  # else it copies every gradient twice to reduce nothing
         self.device: torch.device = torch.device(self._engine.device)
         self._create_moments()
 
@@ -189,15 +191,15 @@ class Engine:
 
 
 def _settings(model: nn.Module, optim: OptimConfig, train: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration."""
+    """DeepSpeed's configuration: the defaults except where a comment says why."""
     n_parameters = sum(p.numel() for p in model.parameters())
     bucket = min(MAX_BUCKET, n_parameters + n_parameters % 2)  # DeepSpeed wants an even number
     return {
-        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,  # demanded, used for nothing here
         "managed_gradient_accumulation": False,  # backward only adds, step() is the boundary: as in PyTorch
         "gradient_clipping": optim.clip if train.zero_stage else 0.0,  # GuardedAdamW clips at stage 0
         "steps_per_print": None,
-        "timers": {"throughput": {"enabled": False}},
+        "timers": {"throughput": {"enabled": False}},  # it synchronises the device at every step
         # no "safe" modules: theirs would have their gradients reduced in bf16
         "torch_autocast": {
             "enabled": train.precision == "bf16",
@@ -206,8 +208,9 @@ def _settings(model: nn.Module, optim: OptimConfig, train: TrainConfig) -> dict[
         },
         "zero_optimization": {
             "stage": train.zero_stage,
+            # both buy overlap with memory copies, which a CPU does not hide
             "overlap_comm": train.zero_stage >= 2 and torch.cuda.is_available(),
-            "contiguous_gradients": train.zero_stage >= 2,
+            "contiguous_gradients": train.zero_stage >= 2 and torch.cuda.is_available(),
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         },

@@ -187,9 +187,9 @@ class PredictsAcrossDocuments(HybridLM):
 
     def forward(self, input_ids, labels=None, cu_seqlens=None, **how):
         output = super().forward(input_ids, None, cu_seqlens, **{**how, "logits": True})
-        assert output.logits is not None and labels is not None
-        loss = nn.functional.cross_entropy(output.logits[0, :-1], labels[0, 1:])
-        return output._replace(loss=loss)
+        if labels is None or output.logits is None:
+            return output
+        return output._replace(loss=nn.functional.cross_entropy(output.logits[0, :-1], labels[0, 1:]))
 
 
 # contract 5: padding
@@ -228,7 +228,7 @@ class DividesByDeviation(LeakyMemory):
 
     def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         y, end = super().recur(v, h)
-        return y / v.std(0), end
+        return y / ((v - v.mean(0)).square().sum(0) / (len(v) - 1)).sqrt(), end
 
 
 class Overflows(LeakyMemory):
@@ -248,12 +248,12 @@ class Explodes(LeakyMemory):
 
 
 class NeedsPowersOfTwo(LeakyMemory):
-    """Rounds the width down to a power of two and silently drops the rest."""
+    """The form for many tokens covers a power of two of channels and leaves the rest at zero."""
 
     def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         y, end = super().recur(v, h)
         width = 2 ** int(math.log2(self.d_model))
-        return torch.cat((y[:, :width], torch.full_like(y[:, width:], math.nan)), 1), end
+        return (torch.cat((y[:, :width], torch.zeros_like(y[:, width:])), 1) if len(v) > 1 else y), end
 
 
 # contract 9: accounting

@@ -4,6 +4,7 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hybridlm.lm.data import readers
@@ -13,7 +14,7 @@ from hybridlm.lm.data.rdata import string_vectors
 from hybridlm.lm.data.sword import read_module
 
 
-def make_tar(files: dict[str, bytes], mode: str) -> bytes:
+def make_tar(files: dict[str, bytes], mode: Literal["w:gz", "w:xz"]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as tar:
         for name, content in files.items():

@@ -148,5 +148,5 @@ def test_token_types():
 def test_ids_beyond_the_vocabulary_are_refused(tmp_path, tokenizer):
     lying = Counting(tokenizer)
     lying.vocab_size = 10
-    with pytest.raises(DataError, match=r"^tokenizer: gave id \d+, but declares 10 tokens; its file is damaged"):
+    with pytest.raises(DataError, match=r"^tokenizer: gave id \d+, but declares 10 tokens; replace its damaged file$"):
         write_shard(lying, ["whale ship"], tmp_path / "shard-00000.bin")

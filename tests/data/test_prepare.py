@@ -1,18 +1,18 @@
 import multiprocessing
-import os
 import random
-import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from hybridlm.lm.config import Recipe, SourceConfig
 from hybridlm.lm.data import prepare as module
 from hybridlm.lm.data.document import DataError
+from hybridlm.lm.data.packing import pack
 from hybridlm.lm.data.prepare import mixture_weights, prepare, spread
 from hybridlm.lm.errors import ConfigError
 
-from .conftest import make_texts
+from .conftest import make_documents, make_texts
 
 
 @pytest.fixture
@@ -125,6 +125,35 @@ def test_processes_that_start_at_once_do_the_work_once(recipe, tmp_path):
     assert log.read_text() == "trained\n"
 
 
+class Stuck:
+    """A tokenizer that never finishes."""
+
+    bos_id, eos_id, vocab_size = 1, 2, 300
+
+    def encode_batch(self, texts):
+        time.sleep(600)
+
+
+def _pack_forever(folder: Path) -> None:
+    with module._lock(folder / ".lock"):
+        pack(make_documents(1), Stuck(), folder / "p", fingerprint="f", workers=2)
+
+
+def test_workers_of_a_killed_process_end_and_free_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOCK_SECONDS", 20)
+    killed = multiprocessing.get_context("fork").Process(target=_pack_forever, args=(tmp_path,))
+    killed.start()
+    deadline = time.monotonic() + 20
+    while len(psutil.Process(killed.pid).children()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    workers = psutil.Process(killed.pid).children()
+    killed.kill()
+    killed.join()
+    with module._lock(tmp_path / ".lock"):
+        assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=10)[1]
+
+
 def _hold(path: Path, held) -> None:
     with module._lock(path):
         held.set()
@@ -144,7 +173,7 @@ def test_a_held_lock_times_out_and_a_dead_holder_frees_it(tmp_path, monkeypatch)
         f"prepare: another process has held {path} for 0 s; wait until it ends, then run "
         "`hybridlm prepare` by itself before training"
     )
-    os.kill(holder.pid, signal.SIGKILL)
+    holder.kill()
     holder.join()
     with module._lock(path):
         pass

@@ -158,6 +158,11 @@ def test_unknown_task_names_the_nearest_and_all(attention_model, tokenizer, tmp_
     assert str(error.value) == f"task 'zzz': unknown; tasks: {', '.join(ALL)}"
 
 
+def test_no_task_is_refused(attention_model, tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match=f"^tasks: none given; there are: {', '.join(ALL)}$"):
+        evaluate(attention_model, tokenizer, [], max_length=64, cache=tmp_path)
+
+
 def test_limit_below_one_is_refused(attention_model, tokenizer, tmp_path):
     with pytest.raises(ConfigError, match=r"^limit: 0 scores nothing; use 1 or more, or None for all documents$"):
         evaluate(attention_model, tokenizer, ["piqa"], max_length=64, cache=tmp_path, limit=0)

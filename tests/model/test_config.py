@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from hybridlm.lm import Recipe
 from hybridlm.lm.config import RECIPES
 from hybridlm.lm.mixers import MIXERS
@@ -70,7 +69,7 @@ def test_one_spelling_of_the_layers_replaces_another(base):
 
 
 def test_extends_merges_section_by_section(base):
-    child = beside(base, "extends: base\ndescription: a child\nmodel: {d_model: 64}\ntrain: {batch: 2}")
+    beside(base, "extends: base\ndescription: a child\nmodel: {d_model: 64}\ntrain: {batch: 2}")
     grandchild = beside(base, "extends: child\ntrain: {steps: 9}", "grandchild")
     recipe = Recipe.load(grandchild)
     assert (recipe.name, recipe.description) == ("grandchild", "a child")

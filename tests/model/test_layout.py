@@ -1,12 +1,12 @@
 """The three spellings of a layer list, per-layer options, and what wrong ones are told."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
+from hybridlm.lm.config import ModelConfig
 from hybridlm.lm.model.layout import describe
 from hybridlm.lm.strict import ConfigError
 from hybridlm.tests.model.helpers import build, small, tokens
+from hypothesis import given
+from hypothesis import strategies as st
 
 THREE_TO_ONE = ["gated_deltanet", "gated_deltanet", "gated_deltanet", "attention"]
 
@@ -106,7 +106,7 @@ def test_description_folds_repeats():
     ],
 )
 def test_errors_say_the_fix(options, message):
+    layers = {} if options.keys() & {"ratio", "layers", "pattern"} else {"pattern": ["attention", "gated_deltanet"]}
     with pytest.raises(ConfigError) as error:
-        type(small()).parse({"n_layers": 2, "pattern": ["attention", "gated_deltanet"], **options} if "ratio" not in options
-                            and "layers" not in options else {"n_layers": 2, **options})
+        ModelConfig.parse({"n_layers": 2, **layers, **options})
     assert str(error.value) == message

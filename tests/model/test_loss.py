@@ -3,14 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.autograd import gradcheck
-
 from hybridlm.lm.model import loss
 from hybridlm.lm.model.loss import IGNORE, full_cross_entropy, linear_cross_entropy, shift_labels
 from hybridlm.lm.model.sequences import Sequences
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
+from torch import Tensor
+from torch.autograd import gradcheck
 
 CPU = torch.device("cpu")
 V, D = 37, 12
@@ -25,7 +24,9 @@ def make(shape=(3, 20), dtype=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
 
 
-def oracle(x: Tensor, weight: Tensor, targets: Tensor, z_weight: float, softcap: float | None) -> tuple[Tensor, ...]:
+def oracle(
+    x: Tensor, weight: Tensor, targets: Tensor, z_weight: float, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """nll and z sums of the whole logits, and nll + z_weight z."""
     logits = x @ weight.T
     if softcap:
@@ -107,11 +108,10 @@ def test_autocast_rounds_the_product_and_nothing_else():
     rounded = oracle(x.bfloat16().float(), weight.bfloat16().float(), targets, 0.1, None)[0]
     # the logits leave the product as bfloat16, whose errors of 2^-9 average out over 600 targets
     assert_close(low.total, rounded, 1e-3)
-    for name, mine, theirs in zip(
-        ("x", "weight"), torch.autograd.grad(low.total, (x, weight)), torch.autograd.grad(exact.total, (x, weight))
-    ):
+    found, expected = (torch.autograd.grad(sums.total, (x, weight)) for sums in (low, exact))
+    for mine, theirs in zip(found, expected, strict=True):
         assert mine.dtype == torch.float32
-        assert_close(mine, theirs, 1e-2, f"gradient of {name}")
+        assert_close(mine, theirs, 1e-2)
 
 
 def test_bfloat16_sums_are_float32():

@@ -197,7 +197,7 @@ def test_collectives_of_one_process(start):
 
 
 def test_an_impossible_schedule_fails_at_the_start(start):
-    with pytest.raises(ConfigError, match="do not fit into train.steps=8"):
+    with pytest.raises(ConfigError, match="do not fit into train"):
         start(optim=OptimConfig(schedule=ScheduleConfig(warmup=6, decay=6)))
 
 

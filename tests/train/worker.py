@@ -2,7 +2,7 @@
 
     torchrun -m hybridlm.tests.train.worker OUT --stage 1 --precision fp32 --steps 4 [--resume]
 
-continues from OUT's newest checkpoint if told to, trains to --steps, saves, and writes rank 0's losses to OUT/losses.json.
+continues from OUT's newest checkpoint if told to, trains to --steps, saves, and writes the losses to OUT/losses.json.
 """
 
 import argparse
