@@ -218,6 +218,12 @@ class Recipe(Strict):
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.eval.every and self.train.zero_stage == 3:
+            raise ValueError("eval.every: needs whole weights in one process; use train.zero_stage=2 or eval.every=0")
+        return self
+
     @classmethod
     def load(cls, path_or_name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Self:
         """Read a recipe file or one of recipes/, follow `extends:`, apply `KEY=VALUE` overrides, validate.

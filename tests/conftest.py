@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-WORDS = "the of and to in a that is was he for it with as his on be at by had not are but from or have an they".split()
+WORDS = "the of and to in a that is was he for it with as his on be at by had not are but from or have an they"
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def tiny_recipe(tmp_path: Path) -> Path:
     corpus = tmp_path / "corpus.jsonl"
     with corpus.open("w") as file:
         for i in range(60):
-            text = " ".join(rng.choices(WORDS, k=rng.randrange(20, 400)))
+            text = " ".join(rng.choices(WORDS.split(), k=rng.randrange(20, 400)))
             file.write(json.dumps({"id": f"doc{i}", "text": text}) + "\n")
     source = {"name": "made-up", "format": "json", "path": str(corpus)}
     recipe = {

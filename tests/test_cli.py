@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from hybridlm.lm import cli
 
 runner = CliRunner()
+VERBS = ("fetch", "prepare", "train", "eval", "generate", "report", "recipes", "doctor", "bench")
 
 
 def run_main(*args: str, monkeypatch, capsys) -> tuple[int, str]:
@@ -24,11 +25,13 @@ def test_help_lists_every_verb_and_imports_no_torch():
     code += "try: cli.main()\nexcept SystemExit: print('torch' in sys.modules, 'pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
-    for verb in ("fetch", "prepare", "train", "eval", "generate", "report", "recipes", "doctor", "bench"):
+    for verb in VERBS:
         assert verb in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["fetch", "prepare", "train", "eval", "generate", "report", "recipes", "doctor", "bench"])
+@pytest.mark.parametrize(
+    "verb", ["fetch", "prepare", "train", "eval", "generate", "report", "recipes", "doctor", "bench"]
+)
 def test_every_verb_explains_itself(verb):
     result = runner.invoke(cli.app, [verb, "--help"])
     assert result.exit_code == 0
@@ -47,7 +50,10 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tiny_recipe):
     ("override", "message"),
     [
         ("train.step=5", "train.step: unknown key 'step' in train; did you mean 'steps'?"),
-        ("model.attention.n_head=2", "model.attention.n_head: unknown key 'n_head' in model.attention; did you mean 'n_heads'?"),
+        (
+            "model.attention.n_head=2",
+            "model.attention.n_head: unknown key 'n_head' in model.attention; did you mean 'n_heads'?",
+        ),
         ("train.steps", "override 'train.steps': expected KEY=VALUE, e.g. train.steps=100"),
         ("train.steps=0", "train.steps: Input should be greater than 0, got 0"),
         (

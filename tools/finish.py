@@ -1,6 +1,7 @@
 """What a run ends with: validation beside its yardsticks, task scores, a sample, the table and the plot."""
 
 import json
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -42,10 +43,10 @@ def compare(run: Run, prepared: Prepared, console: Console) -> None:
         model = Yardstick(scores[name]["loss"], scores[name]["bits_per_byte"])
         console.print(_table(name, {**rows, run.recipe.name: model}))
         for other, yardstick in rows.items():
-            gap = yardstick.nats - model.nats
+            gap = yardstick.nats_per_token - model.nats_per_token
             verdict = "beats" if gap > 0 else "does not beat"
             console.print(f"{run.recipe.name} {verdict} {other} on {name}: {gap:+.3f} nats per token", highlight=False)
-    kept = {name: {row: y._asdict() for row, y in rows.items()} for name, rows in measured.items()}
+    kept = {name: {row: asdict(y) for row, y in rows.items()} for name, rows in measured.items()}
     (run.folder / "yardsticks.json").write_text(json.dumps(kept, indent=1))
 
 
@@ -55,5 +56,5 @@ def _table(name: str, rows: dict[str, Yardstick]) -> Table:
     table.add_column("bits per byte", justify="right")
     table.add_column("nats per token", justify="right")
     for label, row in rows.items():
-        table.add_row(label, f"{row.bits_per_byte:.3f}", f"{row.nats:.3f}")
+        table.add_row(label, f"{row.bits_per_byte:.3f}", f"{row.nats_per_token:.3f}")
     return table

@@ -46,7 +46,7 @@ def _hooks(recipe: Recipe, prepared: Prepared) -> list[Hook]:
     from .score import task_scores
 
     def measure(model, step: int) -> dict[str, float]:
-        scores = task_scores(model, prepared.tokenizer, recipe, evals.tasks, evals.limit)
-        return scores.headline()
+        scores = task_scores(model, prepared.tokenizer, recipe, evals.tasks, evals.limit, f"step-{step:06d}")
+        return {f"{score.task}/{score.metric}": score.value for score in scores.scores}
 
     return [Hook("tasks", evals.every, measure)]

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 def score_tasks(folder: Path, tasks: list[str], limit: int | None, batch_tokens: int, console: Console) -> "Scores":
     """Score the newest checkpoint, print the table, and keep it as RUN/eval/step-N.json."""
     run = Run(folder)
+    newest = run.newest_checkpoint().name
     recipe = run.recipe.model_copy(update={"eval": run.recipe.eval.model_copy(update={"batch_tokens": batch_tokens})})
-    scores = task_scores(run.load_model(), run.tokenizer(), recipe, tasks, limit)
-    scores.save(run.folder / "eval" / f"{run.newest_checkpoint().name}.json")
+    scores = task_scores(run.load_model(), run.tokenizer(), recipe, tasks, limit, newest)
+    scores.save(run.folder / "eval" / f"{newest}.json")
     console.print(scores.table())
     return scores
 
 
-def task_scores(model: HybridLM, tokenizer: Tokenizer, recipe: Recipe, tasks: list[str], limit: int | None) -> "Scores":
+def task_scores(
+    model: HybridLM, tokenizer: Tokenizer, recipe: Recipe, tasks: list[str], limit: int | None, checkpoint: str = ""
+) -> "Scores":
     """Score `model` as it stands; its mode and the random state are left as they were."""
     from ..eval.harness import evaluate
 
@@ -37,4 +40,5 @@ def task_scores(model: HybridLM, tokenizer: Tokenizer, recipe: Recipe, tasks: li
         max_length=recipe.model.context,
         cache=Path(recipe.data.cache).expanduser(),
         seed=recipe.seed,
+        checkpoint=checkpoint,
     )

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .document import DataError
+from ..errors import DataError
 
 
 def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:

@@ -5,8 +5,9 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError
 from ..strict import ConfigError
-from .document import DataError, Document
+from .document import Document
 from .registries import sha256_of
 from .sources import get_source, read
 

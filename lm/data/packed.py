@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .document import DataError
+from ..errors import DataError
 
 INDEX = "index.json"
 

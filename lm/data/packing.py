@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .document import DataError, Document
+from ..errors import DataError
+from .document import Document
 from .files import atomic, write_atomically
 from .packed import INDEX, PackedDataset, token_dtype
 from .tokenizer import Tokenizer
@@ -124,7 +125,7 @@ def _run(
         return
     # forked where that exists: a spawned worker would run the caller's script again
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_end_with_parent)
     running: set[Future[int]] = set()
     try:
         for job in jobs:

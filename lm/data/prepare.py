@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from .corpus import content_key, documents
-from .document import DataError, Document, digest
+from .document import Document, digest
 from .packed import PackedDataset
 from .packing import FORMAT, is_packed, pack
 from .tokenizer import Tokenizer, train_tokenizer

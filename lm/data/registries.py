@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from .document import DataError
+from ..errors import DataError
 
 
 class Pin(NamedTuple):

@@ -12,8 +12,7 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from ..errors import ConfigError
-from .document import DataError
+from ..errors import ConfigError, DataError
 from .files import write_atomically
 
 MODEL_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"

@@ -78,10 +78,11 @@ class GatedDeltaNet(Mixer):
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
         recall = state is not None
+        qkv = self.qkv_proj(x)
         qkv, conv = short_conv(
-            self.qkv_proj(x),
+            qkv,
             self.conv,
-            initial_state=state["conv"] if state is not None else None,
+            initial_state=state["conv"].to(qkv.dtype) if state is not None else None,  # autocast may have changed it
             output_final_state=recall,
             cu_seqlens=sequences.cu_seqlens,
         )
@@ -100,7 +101,7 @@ class GatedDeltaNet(Mixer):
             chunk_size=self.options.chunk_size,
         )
         if state is not None and conv is not None and memory is not None:
-            state.update(conv=conv.detach(), memory=memory.detach())
+            state.update(conv=conv.detach().to(state["conv"].dtype), memory=memory.detach())
         gate = self.g_proj(x).unflatten(-1, (self.n_v_heads, self.v_head_dim))
         return Mixed(self.o_proj((self.o_norm(o) * F.silu(gate)).flatten(2)))
 

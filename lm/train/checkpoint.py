@@ -22,17 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import CheckpointConfig
-from ..strict import ConfigError
+from ..errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 FORMAT = 1
 PARTIAL = ".partial"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written; the older ones are as they were."""
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -1,9 +1,10 @@
 """The training loop: batches in, optimizer steps, validation, checkpoints, records out."""
 
+import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +107,7 @@ class Trainer:
                         self._measure(hook)
                 if last or _due(self.step, train.checkpoint.every):
                     self.save()
+        self.engine.close()
 
     def _train_step(self) -> None:
         started = time.perf_counter()
@@ -157,9 +159,9 @@ class Trainer:
         )
         self.model.eval()
         totals = Totals()
-        for batch in _share(batches, self.engine.rank, self.engine.world_size):
+        for batch, counts in _share(batches, self.engine.rank, self.engine.world_size):
             output = self._forward(batch)
-            totals.add(output.loss, output.aux_losses, {}, batch.n_targets)
+            totals.add(output.loss, output.aux_losses, {}, batch.n_targets if counts else 0)
         loss = totals.reduce(self.engine).means()["loss"]
         # a document of n tokens has n - 1 targets: all but the one that opens it
         targets = sum(d.n_tokens - d.n_documents for d in datasets)
@@ -191,6 +193,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _share(batches: Iterable[Batch], rank: int, world_size: int) -> Iterable[Batch]:
-    """Every world_size-th batch, starting with this rank's."""
-    return (batch for i, batch in enumerate(batches) if i % world_size == rank)
+def _share(batches: Iterable[Batch], rank: int, world_size: int) -> Iterator[tuple[Batch, bool]]:
+    """This rank's batches, one of every world_size, and whether each counts.
+
+    All ranks get equally many, since a forward may be collective: where the last round is short a batch is run again.
+    """
+    batches = iter(batches)
+    while turn := list(itertools.islice(batches, world_size)):
+        yield (turn[rank], True) if rank < len(turn) else (turn[0], False)

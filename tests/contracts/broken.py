@@ -4,11 +4,12 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
+
 from hybridlm.lm.mixers import Mixed, Mixer, MixerConfig
 from hybridlm.lm.model.cache import LayerState
 from hybridlm.lm.model.decoder import HybridLM
 from hybridlm.lm.model.sequences import Sequences
-from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from hybridlm.lm.config import BaseModelConfig

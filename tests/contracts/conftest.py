@@ -4,12 +4,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from hybridlm.lm import HybridLM
 from hybridlm.lm.mixers import MIXERS, Mixer
 from hybridlm.tests.contracts.broken import LeakyMemory
 from hybridlm.tests.contracts.harness import Builder
 
 STAND_IN = "stand_in"
+VARIANTS = {
+    "windowed": "{attention: {window: 32, n_kv_heads: 1, qk_norm: head}}",
+    "post-norm": "{attention: {norm: post, qk_norm: full, rope: null}}",
+    "signed": "{gated_deltanet: {n_heads: 2, n_v_heads: 4, allow_negative_eigenvalues: true, conv_size: 2}}",
+}
+"""Options that change how a mixer computes or what it remembers."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +35,11 @@ def register(monkeypatch) -> Callable[[type[Mixer]], Builder]:
     return add
 
 
-@pytest.fixture(params=[*MIXERS, "hybrid", STAND_IN])
+@pytest.fixture(params=[*MIXERS, "hybrid", *VARIANTS, STAND_IN])
 def build(request, register) -> Builder:
     """The models under contract. A mixer registered tomorrow is one more parameter."""
     if request.param == STAND_IN:
         return register(LeakyMemory)
-    return Builder(tuple(MIXERS) if request.param == "hybrid" else (request.param,))
+    if request.param == "hybrid":
+        return Builder(tuple(MIXERS))
+    return Builder((VARIANTS.get(request.param, request.param),))

@@ -4,17 +4,20 @@ A contract is a plain function `check_...(build)` that raises AssertionError whe
 it, so that the same function runs on every registered mixer and on the deliberately broken ones of `broken.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field, create_model
+from torch import Tensor
+
+from hybridlm.kernels import backend
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.config import BaseModelConfig, ModelConfig
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.lm.model.cache import Cache
 from hybridlm.tests.oracles import assert_close
-from pydantic import Field, create_model
-from torch import Tensor
 
 VOCAB = 97
 FORWARD, GRADIENT = 1e-5, 1e-4  # relative RMS in float32, DESIGN.md "Contracts"
@@ -25,32 +28,45 @@ Build = Callable[..., HybridLM]
 
 @dataclass(frozen=True)
 class Builder:
-    """Models whose layers repeat `names`, one after another; `kind` is HybridLM or a broken one."""
+    """Models that repeat `layers`, names or YAML `{name: {option: value}}`; `kind` is HybridLM or a broken one."""
 
-    names: tuple[str, ...]
+    layers: tuple[str, ...]
     kind: type[HybridLM] = HybridLM
 
     def __call__(self, d_model: int = 64, n_layers: int | None = None) -> HybridLM:
-        layers = n_layers or max(2, len(self.names))
+        depth = n_layers or max(2, len(self.layers))
         torch.manual_seed(0)
-        model = self.kind(self._config(d_model, layers)).eval()
+        model = self.kind(self._config(d_model, depth)).eval()
         with torch.no_grad():
             for parameter in model.parameters():  # away from the zeros and ones of initialisation, which hide mistakes
                 parameter.add_(0.05 * torch.randn_like(parameter))
         return model
 
     def _config(self, d_model: int, n_layers: int) -> BaseModelConfig:
-        pattern = list(self.names) if n_layers >= len(self.names) else list(self.names[:n_layers])
-        if all(name in ModelConfig.model_fields for name in self.names):
-            sizes = [f"model.n_layers={n_layers}", f"model.d_model={d_model}", f"model.vocab_size={VOCAB}"]
-            return Recipe.load("demo", overrides=[*sizes, f"model.pattern=[{', '.join(pattern)}]"]).model
-        return stand_in_config(*self.names)(n_layers=n_layers, d_model=d_model, vocab_size=VOCAB, pattern=pattern)
+        pattern = self.layers[:n_layers]
+        late = [name for name in pattern if name in MIXERS and name not in ModelConfig.model_fields]
+        if late:
+            return stand_in_config(*late)(n_layers=n_layers, d_model=d_model, vocab_size=VOCAB, pattern=list(pattern))
+        sizes = [f"model.n_layers={n_layers}", f"model.d_model={d_model}", f"model.vocab_size={VOCAB}"]
+        return Recipe.load("demo", overrides=[*sizes, f"model.pattern=[{', '.join(pattern)}]"]).model
 
 
 def stand_in_config(*names: str) -> type[BaseModelConfig]:
     """ModelConfig with a section for mixers that were registered after `hybridlm.lm.config` was imported."""
     sections = {name: (MIXERS[name].Config, Field(default_factory=MIXERS[name].Config)) for name in names}
     return create_model("StandInConfig", __base__=ModelConfig, **sections)  # type: ignore[call-overload]
+
+
+@contextmanager
+def matmul_backends() -> Iterator[None]:
+    """Within, "auto" is the fastest backend whose products torch can see and count."""
+    before = dict(backend._registry)
+    for op, registered in before.items():
+        backend._registry[op] = {name: b for name, b in registered.items() if name in ("reference", "chunked")}
+    try:
+        yield
+    finally:
+        backend._registry.update(before)
 
 
 def tokens(B: int, T: int, seed: int = 0) -> Tensor:

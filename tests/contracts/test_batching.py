@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from hybridlm.lm import HybridLM
 from hybridlm.tests.contracts import broken
 from hybridlm.tests.contracts.harness import (
@@ -16,7 +18,6 @@ from hybridlm.tests.contracts.harness import (
     weights_like,
 )
 from hybridlm.tests.oracles import assert_close
-from torch import Tensor
 
 LENGTHS = [1, 2, 3, 63, 64, 65, 1, 20, 64]
 

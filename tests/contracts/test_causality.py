@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from hybridlm.lm import HybridLM
 from hybridlm.tests.contracts import broken
 from hybridlm.tests.contracts.harness import FORWARD, VOCAB, Build, scores, tokens, weights_like
 from hybridlm.tests.oracles import assert_close, relative_rms
-from torch import Tensor
 
 T = 150
 STARTS = (1, 2, 37, 63, 64, 65, 100, 128, 149)  # on and off the boundaries of blocks and chunks

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from hybridlm.lm import HybridLM
 from hybridlm.lm.model import Cache
 from hybridlm.tests.contracts import broken
 from hybridlm.tests.contracts.harness import FORWARD, Build, assert_same_state, scores, tokens
 from hybridlm.tests.oracles import assert_close
-from torch import Tensor
 
 T = 71
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.tests.contracts import broken
 from hybridlm.tests.contracts.harness import FORWARD, Build, Builder, gradients, scores, tokens, weights_like

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from hybridlm.lm import HybridLM
 from hybridlm.lm.model.norm import RMSNorm
 from hybridlm.tests.contracts import broken
-from hybridlm.tests.contracts.harness import Build, gradients, tokens, weights_like
+from hybridlm.tests.contracts.harness import Build, gradients, scores, tokens, weights_like
 from hybridlm.tests.oracles import assert_close
-from torch import Tensor
 
 # Wider than an operator's 1e-2: embedding, norms, projections, FFN and head round too. Correct mixers measure 0.4 to
 # 0.9 % in the logits and up to 2.5 % in a decay's gradient, one that rounds its decay 4 % and 12 %.
@@ -55,6 +56,20 @@ def _compare(logits: Tensor, exact: dict[str, Tensor], low: Tensor, rough: dict[
         assert_close(rough[name], gradient, GRADIENTS, f"bfloat16 gradient of {name}")
 
 
+@torch.no_grad()
+def check_decoding(build: Build) -> None:
+    """Prefill and single steps in bfloat16, cast or under autocast, stay near the parallel form in float32."""
+    ids = tokens(2, 140)
+    for autocast in (False, True):
+        model = _rounded(build)
+        exact = scores(model, ids)
+        model = model if autocast else model.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = model(ids[:, :130], cache=True)
+            steps = [scores(model, ids[:, t : t + 1], cache=output.cache) for t in range(130, 140)]
+        assert_close(torch.cat((output.logits, *steps), 1), exact, LOGITS, f"bfloat16 decoding with {autocast=}")
+
+
 def check_exact_parameters(build: Build) -> None:
     """Decays, rates and gates' biases, that is every vector of a mixer but the norms' weights, survive every cast."""
     for cast in CASTS:
@@ -69,7 +84,7 @@ def check_exact_parameters(build: Build) -> None:
                     assert torch.equal(parameter, old.get_parameter(name)), f"{name} was rounded on the way"
 
 
-CHECKS = [check_autocast, check_cast_model, check_exact_parameters]
+CHECKS = [check_autocast, check_cast_model, check_decoding, check_exact_parameters]
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -82,6 +97,7 @@ def test_contract(check, build):
     [
         (check_autocast, broken.DecaysInLowPrecision),
         (check_cast_model, broken.DecaysInLowPrecision),
+        (check_decoding, broken.DecaysInLowPrecision),
         (check_exact_parameters, broken.RoundsItsDecay),
     ],
 )

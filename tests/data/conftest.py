@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from hybridlm.lm.data.document import Document
 from hybridlm.lm.data.packing import PackedDataset, pack
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer

@@ -1,10 +1,11 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from hybridlm.lm.config import Select, SourceConfig
 from hybridlm.lm.data.corpus import content_key, documents
-from hybridlm.lm.data.document import DataError, Document
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.data.document import Document
+from hybridlm.lm.errors import DataError, UserError
 
 ROWS = [{"id": f"d{i}", "text": f"text {i}", "year": 2000 + i} for i in range(10)]
 
@@ -97,7 +98,7 @@ def test_errors(jsonl, tmp_path):
     path = str(jsonl(ROWS))
 
     def message(**options) -> str:
-        with pytest.raises(ConfigError) as error:
+        with pytest.raises(UserError) as error:
             read(**options)
         return str(error.value)
 

@@ -2,10 +2,10 @@ import hashlib
 import sys
 
 import pytest
+
 from hybridlm.lm.data import registries, sources
-from hybridlm.lm.data.document import DataError
 from hybridlm.lm.data.registries import Pin, download
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.errors import ConfigError, DataError
 
 from .test_archives import make_wheel
 

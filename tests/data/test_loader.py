@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from hybridlm.lm.data.loader import Loader, valid_batches
 from hybridlm.lm.errors import ConfigError
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from hybridlm.lm.data.mixture import BLOCK, Mixture
 
 

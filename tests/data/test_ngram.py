@@ -3,6 +3,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+
 from hybridlm.tools.ngram import KneserNey, yardsticks
 
 V = 320

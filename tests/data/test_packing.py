@@ -3,10 +3,11 @@ import os
 
 import numpy as np
 import pytest
+
 from hybridlm.lm.data import packing
-from hybridlm.lm.data.document import DataError
 from hybridlm.lm.data.packed import token_dtype
 from hybridlm.lm.data.packing import PackedDataset, pack, write_shard
+from hybridlm.lm.errors import DataError
 
 from .conftest import make_documents
 

@@ -1,10 +1,11 @@
 import random
 
 import pytest
-from hybridlm.lm.data.tokenizer import LONGEST_LINE, Tokenizer, train_tokenizer
-from hybridlm.lm.errors import ConfigError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from hybridlm.lm.data.tokenizer import LONGEST_LINE, Tokenizer, train_tokenizer
+from hybridlm.lm.errors import ConfigError, UserError
 
 from .conftest import make_texts
 
@@ -121,7 +122,7 @@ def test_tokenizers_json(tmp_path):
 
 def test_loading_errors(tmp_path):
     def message(path) -> str:
-        with pytest.raises(ConfigError) as error:
+        with pytest.raises(UserError) as error:
             Tokenizer.load(path)
         return str(error.value)
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
 

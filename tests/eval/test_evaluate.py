@@ -8,14 +8,15 @@ from pathlib import Path
 import lm_eval.tasks
 import pytest
 import torch
-from hybridlm.eval import harness as harness_module
-from hybridlm.eval.harness import TASKS, evaluate
-from hybridlm.eval.scores import Scores
-from hybridlm.lm.errors import ConfigError, DataError
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import apply_template
 from rich.console import Console
+
+from hybridlm.eval import harness as harness_module
+from hybridlm.eval.harness import TASKS, evaluate
+from hybridlm.eval.scores import Scores
+from hybridlm.lm.errors import ConfigError, DataError
 
 from .conftest import QUESTIONS
 

@@ -3,11 +3,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from hybridlm.eval.harness import HybridHarness
-from hybridlm.lm.errors import ConfigError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
+
+from hybridlm.eval.harness import HybridHarness
+from hybridlm.lm.errors import ConfigError
 
 CONTEXTS = ["The value of the valley", "Question: which floats?\nAnswer:", "", "She said", "naïve café", "The violin"]
 ANSWERS = [" oak", " the door was closed", "\nand", " is 305", " über", "."]

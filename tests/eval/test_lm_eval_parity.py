@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+
 from hybridlm.eval.harness import HybridHarness
 from hybridlm.lm import HybridLM
-from lm_eval.api.instance import Instance
 
 from .conftest import PROSE, build
 
@@ -40,11 +41,12 @@ def requests(kind, arguments):
 def pair(tmp_path_factory):
     """Our harness and lm-eval's, on equal weights and one byte-level BPE tokenizer that puts BOS in front."""
     pytest.importorskip("accelerate", reason="lm-eval's hf adapter imports accelerate: pip install accelerate")
-    from hybridlm.lm.data.tokenizer import Tokenizer
     from lm_eval.models.huggingface import HFLM
     from tokenizers import ByteLevelBPETokenizer
     from tokenizers.processors import TemplateProcessing
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from hybridlm.lm.data.tokenizer import Tokenizer
 
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(PROSE, vocab_size=340, special_tokens=["<s>", "</s>"], show_progress=False)

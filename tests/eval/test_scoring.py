@@ -1,8 +1,9 @@
 import pytest
 import torch
-from hybridlm.eval.scoring import Window, batches, inference, score_windows, split_windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from hybridlm.eval.scoring import Window, batches, inference, score_windows, split_windows
 
 BOS = 1
 TOKENS = st.lists(st.integers(10, 99), max_size=30)

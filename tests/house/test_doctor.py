@@ -8,9 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
+
 from hybridlm.tools import doctor as module
 from hybridlm.tools.doctor import Check, Gpu
-from rich.console import Console
 
 NOW = 1_000_000.0
 HOPPER = Gpu("H100", 9, 0, 80 * module.GIB)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from hybridlm.kernels import BackendUnavailable, available_backends, backend, gated_delta_rule, operators
 
 CPU = torch.device("cpu")

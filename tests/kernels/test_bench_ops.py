@@ -3,8 +3,9 @@
 import io
 
 import pytest
-from hybridlm.tools import bench_ops as module
 from rich.console import Console
+
+from hybridlm.tools import bench_ops as module
 
 
 @pytest.mark.slow

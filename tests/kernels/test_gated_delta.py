@@ -3,14 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hybridlm.kernels import gated_delta_rule, gated_delta_rule_flops
-from hybridlm.tests.oracles import assert_close, fla_naive
-from hybridlm.tools.bench_ops import transformers_fallback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+
+from hybridlm.kernels import gated_delta_rule, gated_delta_rule_flops
+from hybridlm.tests.oracles import assert_close, fla_naive
+from hybridlm.tools.bench_ops import transformers_fallback
 
 NAMES = ("q", "k", "v", "g", "beta", "initial_state")
 FORWARD, BACKWARD = 1e-5, 1e-4

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
-from hybridlm.kernels.sequences import Sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from hybridlm.kernels.sequences import Sequences
 
 CPU = torch.device("cpu")
 

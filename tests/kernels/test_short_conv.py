@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hybridlm.kernels import short_conv
-from hybridlm.tests.oracles import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
+
+from hybridlm.kernels import short_conv
+from hybridlm.tests.oracles import assert_close
 
 
 @pytest.fixture(autouse=True)

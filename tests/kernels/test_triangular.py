@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from hybridlm.kernels.triangular import unit_lower_inverse, unit_lower_inverse_flops
 from hybridlm.tests.oracles import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 

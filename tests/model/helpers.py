@@ -1,6 +1,7 @@
 """Small models for these tests."""
 
 import torch
+
 from hybridlm.lm import HybridLM
 from hybridlm.lm.config import ModelConfig
 

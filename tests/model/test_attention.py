@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 from hybridlm.kernels.softmax_attention import causal_attention
 from hybridlm.lm.model.rope import RopeConfig, cos_sin, inverse_frequencies, rotate
 from hybridlm.tests.model.helpers import build, small, tokens
 from hybridlm.tests.oracles import assert_close
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 
 def oracle(q: Tensor, k: Tensor, v: Tensor, window: int | None, lengths: list[int]) -> Tensor:

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 from hybridlm.lm.model import Cache
 from hybridlm.lm.model.cache import KVState
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 
 def kv_state(n: int, window: int | None = None) -> KVState:

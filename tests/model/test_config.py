@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from hybridlm.lm import Recipe
 from hybridlm.lm.config import RECIPES
 from hybridlm.lm.mixers import MIXERS

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from hybridlm.lm.mixers import MIXERS, Mixed
 from hybridlm.lm.mixers.attention import Attention
 from hybridlm.tests.model.helpers import build, tokens
@@ -71,6 +72,18 @@ def test_a_cast_model_can_be_cast_back_and_forth():
     for mixer, old in zip(model.mixers(), decays, strict=True):
         assert_close(mixer.A_log, old, 1e-7)
         assert mixer.A_log.dtype == torch.float64
+
+
+def test_decays_and_write_strengths_are_exact_in_a_bfloat16_model():
+    model = build(pattern=["gated_deltanet"], gated_deltanet={"allow_negative_eigenvalues": True}).bfloat16()
+    mixer = next(model.mixers())
+    x = torch.randn(2, 50, 32, dtype=torch.bfloat16)
+    a, b = mixer.ab_proj(x).double().chunk(2, -1)
+    g, beta = mixer._gates(x)
+    rate = torch.nn.functional.softplus(a + mixer.dt_bias.double())
+    assert g.dtype == beta.dtype == torch.float32
+    assert_close(g, -mixer.A_log.double().exp() * rate, 1e-6)
+    assert_close(beta, 2 * b.sigmoid(), 1e-6)
 
 
 @pytest.mark.parametrize("n_v_heads", [2, 4, 6])

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from hybridlm.lm.model.generate import _draw
 from hybridlm.tests.model.helpers import build, tokens
-from torch import Tensor
 
 
 def loud(**options):

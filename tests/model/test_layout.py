@@ -1,12 +1,13 @@
 """The three spellings of a layer list, per-layer options, and what wrong ones are told."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hybridlm.lm.config import ModelConfig
 from hybridlm.lm.model.layout import describe
 from hybridlm.lm.strict import ConfigError
 from hybridlm.tests.model.helpers import build, small, tokens
-from hypothesis import given
-from hypothesis import strategies as st
 
 THREE_TO_ONE = ["gated_deltanet", "gated_deltanet", "gated_deltanet", "attention"]
 

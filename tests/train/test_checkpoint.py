@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 import hybridlm.lm.train.checkpoint as module
 from hybridlm.lm.config import CheckpointConfig
+from hybridlm.lm.errors import CheckpointError
 from hybridlm.lm.strict import ConfigError
-from hybridlm.lm.train.checkpoint import CheckpointError, Checkpoints, latest_checkpoint
+from hybridlm.lm.train.checkpoint import Checkpoints, latest_checkpoint
 from hybridlm.tests.train.worker import build_model, checkpoints, model_config, train
 
 STAGES = pytest.mark.parametrize("stage", [0, 1, 2, 3])
