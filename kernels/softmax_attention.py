@@ -24,14 +24,12 @@ def causal_attention(
     if len(set(lengths)) == 1:
         rows = [x.view(len(lengths), lengths[0], *x.shape[2:]) for x in (q, k, v)]
         return _dense(rows, window).reshape(q.shape)
-    order, groups = _by_length(lengths)
-    order = order.to(q.device)
-    parts = [x[0, order].split([n * T for n, T in groups]) for x in (q, k, v)]
-    outs = [
-        _dense([x.view(n, T, *x.shape[1:]) for x in qkv], window).flatten(0, 1)
-        for (n, T), qkv in zip(groups, zip(*parts, strict=True), strict=True)
-    ]
-    return torch.empty_like(q[0]).index_copy(0, order, torch.cat(outs))[None]
+    o = torch.empty_like(q[0])
+    for tokens, real in _by_length(lengths):
+        tokens, real = tokens.to(q.device), real.to(q.device)
+        rows = [x[0].index_select(0, tokens.flatten()).unflatten(0, tokens.shape) for x in (q, k, v)]
+        o = o.index_copy(0, tokens[real], _dense(rows, window)[real])
+    return o[None]
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
@@ -69,13 +67,26 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _by_length(lengths: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Token order that puts sequences of equal length together, and the groups as (sequences, length)."""
-    starts: dict[int, list[int]] = defaultdict(list)
+def _by_length(lengths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Groups of sequences of about one length: their tokens [n, T] and which of these are real, not padding.
+
+    Lengths are rounded up, exact under a causal mask, since oneDNN builds and keeps a kernel for each new shape.
+    """
+    starts: dict[int, list[tuple[int, int]]] = defaultdict(list)
     offset = 0
     for length in lengths:
         if length:
-            starts[length].append(offset)
+            starts[_round_up(length)].append((offset, length))
         offset += length
-    tokens = [(torch.tensor(at)[:, None] + torch.arange(length)).flatten() for length, at in starts.items()]
-    return torch.cat(tokens), [(len(at), length) for length, at in starts.items()]
+    groups = []
+    for T, members in starts.items():
+        start, length = torch.tensor(members).T
+        position = torch.arange(T)
+        real = position < length[:, None]
+        groups.append(((start[:, None] + position).where(real, start[:, None]), real))
+    return groups
+
+
+def _round_up(length: int) -> int:
+    """The next power of two up to 64, the next multiple of 64 beyond."""
+    return 1 << (length - 1).bit_length() if length <= 64 else -(-length // 64) * 64

@@ -62,8 +62,10 @@ def train(
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
     from .config import Recipe
 
-    path = Path(recipe) / "recipe.yaml"
-    loaded = Recipe.load(path if path.is_file() else recipe, overrides or ())
+    if (Path(recipe) / "recipe.yaml").is_file():
+        loaded = Recipe.load(Path(recipe) / "recipe.yaml", [*(overrides or ()), f"train.out={recipe}"])
+    else:
+        loaded = Recipe.load(recipe, overrides or ())
     if dry_run:
         from .summary import print_summary
 

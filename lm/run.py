@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from .config import Recipe
+from .data.files import write_atomically
 from .strict import ConfigError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class Run:
         """The folder of `recipe`, with the merged recipe and the code's revision written into it."""
         folder = recipe.run_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        (folder / "code.json").write_text(json.dumps(code_revision(), indent=1))
+        write_atomically(folder / "recipe.yaml", recipe.to_yaml().encode())  # every process of a launch does this
+        write_atomically(folder / "code.json", json.dumps(code_revision(), indent=1).encode())
         return cls(folder)
 
     @cached_property

@@ -1,6 +1,7 @@
 """`hybridlm train`: prepare the data, train, then score what came out."""
 
 import logging
+import os
 import time
 
 from rich.console import Console
@@ -18,6 +19,8 @@ def pretrain(recipe: Recipe, console: Console) -> Run:
     """Run a recipe to its end, resuming if the run folder has a checkpoint. Every process of a launch calls this."""
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # its hint that triton is missing
     started = time.perf_counter()
+    if int(os.environ.get("RANK", "0")):
+        console = Console(quiet=True)  # one process of a launch speaks
     with stage(console, f"preparing data of {recipe.name}"):
         prepared = prepare(recipe)
     run = Run.create(recipe)

@@ -9,7 +9,7 @@ from torch import Tensor
 from .sequences import Sequences
 
 IGNORE = -100
-SLICE = 1 << 22  # logits per slice: 16 MiB of float32, whatever the vocabulary
+SLICE = 1 << 21  # logits per slice: 8 MiB of float32, whatever the vocabulary
 
 
 def shift_labels(labels: Tensor, sequences: Sequences) -> Tensor:
@@ -47,10 +47,9 @@ def linear_cross_entropy(
     Products run in the autocast dtype if there is one, the rest in float32 at least.
     """
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
-    keep = (targets != IGNORE).nonzero().squeeze(1)
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)  # not to be seen inside a Function
-    total, nll, z = _LinearCrossEntropy.apply(x[keep], weight, targets[keep], z_weight, softcap, learns)
-    return TokenLoss(total, nll, z, len(keep))
+    total, nll, z = _LinearCrossEntropy.apply(x, weight, targets, z_weight, softcap, learns)
+    return TokenLoss(total, nll, z, int((targets != IGNORE).sum()))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -72,12 +71,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(x), step):
                 part = slice(start, start + step)
                 h, target = x[part].to(low), targets[part, None]
+                kept = (target != IGNORE).to(exact)  # [n, 1]
+                target = target.clamp(min=0)
+                # every row is multiplied, kept or not: oneDNN builds and caches a kernel for each new shape
                 logits = cap((h @ w.T).to(exact), softcap)
-                lse = logits.logsumexp(-1, keepdim=True)
-                nll += (lse - logits.gather(1, target)).sum()
-                z += lse.square().sum()
+                slope = None if softcap is None else 1 - (logits / softcap).square_()  # d capped / d uncapped
+                chosen = logits.gather(1, target)
+                top = logits.amax(-1, keepdim=True)
+                p = logits.sub_(top).exp_()  # in place: a pass over the logits costs as much as a product
+                mass = p.sum(-1, keepdim=True)
+                lse = mass.log() + top
+                nll += ((lse - chosen) * kept).sum()
+                z += (lse.square() * kept).sum()
                 if dx is not None and dw is not None:
-                    d = _logit_grads(logits, lse, target, z_weight, softcap).to(low)
+                    # d total / d logits = softmax (1 + 2 z_weight lse) - onehot
+                    d = p.mul_(kept * (1 + 2 * z_weight * lse) / mass).scatter_add_(1, target, -kept)
+                    d = (d if slope is None else d.mul_(slope)).to(low)
                     dx[part] = (d @ w).to(dx.dtype)
                     dw += d.T @ h
         ctx.save_for_backward(dx, None if dw is None else dw.to(weight.dtype))
@@ -88,15 +97,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         dx, dw = ctx.saved_tensors
         return dx * grads[0], dw * grads[0], None, None, None, None
-
-
-def _logit_grads(logits: Tensor, lse: Tensor, target: Tensor, z_weight: float, softcap: float | None) -> Tensor:
-    """d total / d uncapped logits: softmax (1 + 2 z_weight lse) - onehot, through the cap."""
-    d = (logits - lse).exp_()
-    if z_weight:
-        d.mul_(1 + 2 * z_weight * lse)
-    d.scatter_add_(1, target, d.new_full(target.shape, -1))
-    return d if softcap is None else d.mul_(1 - (logits / softcap).square_())
 
 
 def full_cross_entropy(logits: Tensor, targets: Tensor, z_weight: float = 0.0) -> TokenLoss:

@@ -144,19 +144,16 @@ class Trainer:
                 record[f"layer{mixer.index}/{name}"] = value
         return record
 
-    def validate(self) -> dict[str, dict[str, float]]:
-        """Loss in nats per token and bits per byte of every validation set, logged and returned."""
-        scores = {name: self._score(sets) for name, sets in self.prepared.valid.items()}
-        for name, score in scores.items():
-            self.telemetry.valid(self.step, name, score)
-        return scores
+    def validate(self) -> None:
+        """Log the loss and bits per byte of every validation set: of `valid_batches` of it, of all of it at the end."""
+        limit = None if self.step == self.recipe.train.steps else self.recipe.train.valid_batches
+        for name, datasets in self.prepared.valid.items():
+            self.telemetry.valid(self.step, name, self._score(datasets, limit))
 
     @torch.no_grad()
-    def _score(self, datasets: list[PackedDataset]) -> dict[str, float]:
-        train = self.recipe.train
-        batches = valid_batches(
-            datasets, context=self.recipe.model.context, micro_batch=train.micro_batch, limit=train.valid_batches
-        )
+    def _score(self, datasets: list[PackedDataset], limit: int | None) -> dict[str, float]:
+        context, micro_batch = self.recipe.model.context, self.recipe.train.micro_batch
+        batches = valid_batches(datasets, context=context, micro_batch=micro_batch, limit=limit)
         self.model.eval()
         totals = Totals()
         for batch, counts in _share(batches, self.engine.rank, self.engine.world_size):
