@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="Pretrain, score and run hybrid language models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 bench_app = typer.Typer(help="Measure this machine: operators, training.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe's name or YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.steps=100")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, e.g. runs/demo")]
+
+
+@app.callback()
+def launched(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
+    """Pretrain, score and run hybrid language models."""
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # the deepspeed launcher puts the flag before the verb
 
 
 @app.command()
@@ -53,13 +54,11 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print parameters, FLOPs, tokens and memory, and stop")
     ] = False,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="set by the deepspeed launcher")] = 0,
 ) -> None:
     """Train a recipe, from its latest checkpoint if there is one, then score it.
 
     One process by itself; many with torchrun or deepspeed in front of the same command line.
     """
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))
     from .config import Recipe
 
     if (Path(recipe) / "recipe.yaml").is_file():
