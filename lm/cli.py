@@ -1,5 +1,6 @@
 """The command line: one verb per thing a user does, each a thin call. Heavy imports happen inside the verbs."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -128,11 +129,20 @@ def doctor() -> None:
 
 
 @bench_app.command("ops")
-def bench_ops() -> None:
+def bench_ops(
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="thread counts; default: 1 and 2")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=2, help="alternating runs of each side")] = 30,
+    chunk_size: Annotated[int, typer.Option(help="tokens per chunk of our side")] = 64,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
+) -> None:
     """Operators against transformers' fallbacks, alternating in one process."""
-    from ..tools.bench_ops import main
+    from ..tools.bench_ops import bench_ops as measure
 
-    main()
+    result = measure(tuple(threads or (1, 2)), repeats, chunk_size=chunk_size, console=_console())
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=1))
 
 
 @bench_app.command("train")

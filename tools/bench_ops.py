@@ -5,18 +5,14 @@ the median of the paired ratios. Throughput counts the matmul FLOPs that are exe
 torch.mm peak measured in the same thread setting.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -181,19 +177,3 @@ def _print(result: dict[str, list[dict]], console: Console) -> None:
             f"{row['us_per_token']:.2f}",
         )
     console.print(table)
-
-
-def main(
-    threads: Annotated[list[int] | None, typer.Option(help="thread counts to measure")] = None,
-    repeats: Annotated[int, typer.Option(help="alternating runs of each side")] = 30,
-    chunk_size: Annotated[int, typer.Option(help="tokens per chunk of our side")] = 64,
-    json_path: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
-) -> None:
-    """Compare our operators with transformers' PyTorch fallback on this CPU."""
-    result = bench_ops(tuple(threads or (1, 2)), repeats, chunk_size=chunk_size)
-    if json_path:
-        json_path.write_text(json.dumps(result, indent=1))
-
-
-if __name__ == "__main__":
-    typer.run(main)
