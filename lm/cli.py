@@ -130,9 +130,7 @@ def doctor() -> None:
 
 @bench_app.command("ops")
 def bench_ops(
-    threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="thread counts; default: 1 and 2")
-    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="thread counts; default: 1 and 2")] = None,
     repeats: Annotated[int, typer.Option(min=2, help="alternating runs of each side")] = 30,
     chunk_size: Annotated[int, typer.Option(help="tokens per chunk of our side")] = 64,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
