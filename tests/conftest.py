@@ -1,9 +1,14 @@
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: kernels are decorated only once
 
 WORDS = "the of and to in a that is was he for it with as his on be at by had not are but from or have an they"
 

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from ..availability import fla_unavailable
 from ..backend import choose, register
 from ..sequences import Sequences
 from .chunked import gated_delta_rule_chunked, gated_delta_rule_flops
-from .fla import fla_unavailable, gated_delta_rule_fla
+from .fla import gated_delta_rule_fla
 from .reference import gated_delta_rule_reference
 
 __all__ = ["gated_delta_rule", "gated_delta_rule_flops"]

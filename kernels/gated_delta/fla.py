@@ -1,21 +1,11 @@
 """flash-linear-attention's Triton kernels behind the same contract, for comparison on a GPU."""
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..sequences import Sequences
-
-
-def fla_unavailable(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return f'its kernels need tensors on a CUDA device, these are on {device.type}; move them or use backend="auto"'
-    missing = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"{' and '.join(missing)} not installed; pip install 'hybridlm[gpu]'"
-    return None
 
 
 def gated_delta_rule_fla(

@@ -38,7 +38,7 @@ def forced(op: str, name: str) -> Iterator[list[str]]:
 
     def counted(*args, **options):
         calls.append(op)
-        return before[name].run(*args, **options)
+        return before[name].load()(*args, **options)
 
     backend._registry[op] = {name: replace(before[name], run=counted, auto_on=None)}
     try:
@@ -136,7 +136,7 @@ def _wrong(run, changes):
 )
 def test_broken_backend_fails(changes, monkeypatch):
     registry = backend._registry["gated_delta_rule"]
-    wrong = replace(registry["reference"], run=_wrong(registry["reference"].run, changes))
+    wrong = replace(registry["reference"], run=_wrong(registry["reference"].load(), changes))
     monkeypatch.setitem(backend._registry, "gated_delta_rule", {**registry, "native": wrong})
     with pytest.raises(AssertionError):
         check_backend(Builder(("gated_deltanet",)), "gated_delta_rule", "native")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridlm.kernels import BackendUnavailable, available_backends, backend, gated_delta_rule, operators
+from hybridlm.kernels import BackendUnavailable, available_backends, backend, gated_delta_rule, operators, short_conv
 
 CPU = torch.device("cpu")
 
@@ -42,6 +42,31 @@ def test_auto_takes_the_last_registered_for_the_device_and_raises_if_it_cannot_r
     with pytest.raises(BackendUnavailable, match='op: backend "triton" is unavailable: no triton; install it'):
         backend.choose("op", "auto", torch.device("cuda"))
     assert backend.choose("op", "reference", CPU)() == "reference"
+
+
+def test_auto_does_without_an_optional_backend_and_takes_it_once_it_is_there(monkeypatch):
+    monkeypatch.setattr(backend, "_registry", {})
+    missing = ["not built"]
+    backend.register("op", "chunked", lambda: "chunked", auto_on=None)
+    backend.register(
+        "op",
+        "native",
+        lambda: "native",
+        unavailable=lambda d: missing[0] if missing else None,
+        auto_on=("cpu",),
+        optional=True,
+    )
+    assert backend.choose("op", "auto", CPU)() == "chunked"
+    with pytest.raises(BackendUnavailable, match="not built"):
+        backend.choose("op", "native", CPU)
+    missing.clear()
+    assert backend.choose("op", "auto", CPU)() == "native"
+
+
+def test_a_backend_given_by_name_is_imported_at_the_first_call(monkeypatch):
+    monkeypatch.setattr(backend, "_registry", {})
+    backend.register("op", "chunked", "short_conv:short_conv", auto_on=None)
+    assert backend.choose("op", "auto", CPU) is short_conv
 
 
 def test_unknown_names(monkeypatch):
