@@ -8,6 +8,8 @@ PIP_ARGS    ?=
 
 BIN := $(abspath $(VENV))/bin
 PIP  = $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint $(CONSTRAINTS)
+# The native CPU kernels are an option: without a C++ compiler this prints one line, and PyTorch does their work.
+BUILD = $(BIN)/hybridlm doctor --build || true
 # DeepSpeed builds its C++ operators with the ninja it finds on PATH.
 export PATH := $(BIN):$(PATH)
 
@@ -50,9 +52,11 @@ $(VENV)/.torch: $(CONSTRAINTS)
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 	@echo "installing hybridlm and what the demo needs: one to two minutes"
 	@$(PIP) --editable '.[demo]'
+	@$(BUILD)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	@echo "installing hybridlm and what its tests need: about two minutes, less after make demo"
 	@$(PIP) --editable '.[dev]'
+	@$(BUILD)
 	@touch $@ $(VENV)/.demo

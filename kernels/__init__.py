@@ -1,14 +1,23 @@
 """Operators: each a readable reference, a chunk-parallel PyTorch form and, where written, kernels; see `backend`."""
 
 from .backend import BackendUnavailable, available_backends, operators
-from .gated_delta import gated_delta_rule, gated_delta_rule_flops
-from .short_conv import short_conv
+from .gated_delta import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
+from .gated_linear_attention import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
+from .gated_scan import gated_scan, gated_scan_step
+from .short_conv import short_conv, short_conv_step
 
 __all__ = [
     "BackendUnavailable",
     "available_backends",
     "gated_delta_rule",
     "gated_delta_rule_flops",
+    "gated_delta_rule_step",
+    "gated_linear_attention",
+    "gated_linear_attention_flops",
+    "gated_linear_attention_step",
+    "gated_scan",
+    "gated_scan_step",
     "operators",
     "short_conv",
+    "short_conv_step",
 ]

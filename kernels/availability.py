@@ -5,6 +5,8 @@ import os
 
 import torch
 
+from .native import build
+
 
 def triton_unavailable(device: torch.device) -> str | None:
     """None on a GPU with triton, and on a CPU where TRITON_INTERPRET=1 makes triton interpret its kernels."""
@@ -26,3 +28,18 @@ def fla_unavailable(device: torch.device) -> str | None:
     if missing:
         return f"{' and '.join(missing)} not installed; pip install 'hybridlm[gpu]'"
     return None
+
+
+def native_unavailable(device: torch.device) -> str | None:
+    """None on a CPU where the C++ kernels are built for this machine."""
+    if device.type != "cpu":
+        return f'its kernels need tensors on the CPU, these are on {device.type}; move them or use backend="auto"'
+    if build.is_built():
+        return None
+    if build.compiler() is None:
+        return build.no_compiler()
+    return "its C++ kernels are not built for this machine; run: hybridlm doctor --build"
+
+
+NATIVE = {"unavailable": native_unavailable, "auto_on": ("cpu",), "optional": True}  # how such backends are registered
+TRITON = {"unavailable": triton_unavailable, "auto_on": ("cuda",)}

@@ -66,6 +66,11 @@ def operators() -> tuple[str, ...]:
     return tuple(sorted(_registry))
 
 
+def registered(op: str) -> dict[str, Backend]:
+    """An operator's backends by name, slower ones first."""
+    return dict(_registry[op])
+
+
 def available_backends(op: str, device: torch.device | None = None) -> dict[str, str | None]:
     """For each backend None if it runs on the device (default: a GPU if there is one), else the reason and the fix."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -61,6 +61,26 @@ def short_conv(
     return y, torch.stack([document[len(document) - (width - 1) :] for document in documents])
 
 
+@torch.no_grad()
+def short_conv_step(x: Tensor, weight: Tensor, *, state: Tensor, activation: str | None = "silu") -> Tensor:
+    """One token of `short_conv` for each of N sequences, without autograd: updates `state` in place.
+
+    x: [N, D]. weight: [D, W]. state: [N, W-1, D], the inputs before, of any floating dtype. Returns y [N, D]. Raises
+    ValueError on inputs that do not fit.
+    """
+    expected = [len(x), weight.shape[1] - 1, weight.shape[0]]
+    if x.ndim != 2 or x.shape[1] != weight.shape[0] or list(state.shape) != expected:
+        shapes = f"{list(x.shape)}, {list(weight.shape)} and {list(state.shape)}"
+        raise ValueError(f"x, weight and state have shapes {shapes}; allowed: [N, D], [D, W] and [N, W-1, D]")
+    if activation not in ("silu", None):
+        raise ValueError(f"activation is {activation!r}; allowed: 'silu' or None")
+    seen = torch.cat((state.to(x.dtype), x[:, None]), 1)  # [N, W, D]
+    state.copy_(seen[:, 1:])
+    exact = torch.promote_types(x.dtype, torch.float32)
+    y = (seen.to(exact) * weight.to(x.dtype).t()).sum(1).to(x.dtype)
+    return F.silu(y) if activation else y
+
+
 def _causal_conv(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
     """x [N, W-1 + T, D] -> [N, T, D]."""
     with torch.autocast(x.device.type, enabled=False):

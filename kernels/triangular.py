@@ -17,13 +17,13 @@ def unit_lower_inverse(a: Tensor) -> Tensor:
     batch, n, _ = a.shape
     size = min(n, LEAF)
     inverse = torch.zeros_like(a)
-    leaves = _leaf_inverse(_diagonal_blocks(a, size).reshape(-1, size, size))
-    _diagonal_blocks(inverse, size).copy_(leaves.view(batch, n // size, size, size))
+    leaves = _leaf_inverse(diagonal_blocks(a, size).reshape(-1, size, size))
+    diagonal_blocks(inverse, size).copy_(leaves.view(batch, n // size, size, size))
     while size < n:
-        pairs = _diagonal_blocks(inverse, 2 * size)
+        pairs = diagonal_blocks(inverse, 2 * size)
         left = pairs[..., :size, :size].reshape(-1, size, size)
         right = pairs[..., size:, size:].reshape(-1, size, size)
-        below = _diagonal_blocks(a, 2 * size)[..., size:, :size].reshape(-1, size, size)
+        below = diagonal_blocks(a, 2 * size)[..., size:, :size].reshape(-1, size, size)
         pairs[..., size:, :size] = torch.bmm(right, torch.bmm(below, left)).neg_().view(batch, -1, size, size)
         size *= 2
     return inverse
@@ -41,7 +41,7 @@ def unit_lower_inverse_flops(n: int) -> float:
     return flops
 
 
-def _diagonal_blocks(a: Tensor, size: int) -> Tensor:
+def diagonal_blocks(a: Tensor, size: int) -> Tensor:
     """View of the diagonal blocks of a contiguous [N, n, n]: [N, n / size, size, size]."""
     batch, n, _ = a.shape
     return a.as_strided((batch, n // size, size, size), (n * n, size * (n + 1), n, 1), a.storage_offset())

@@ -1,48 +1,61 @@
-"""Speed of the operators on this machine's CPU, beside the PyTorch fallback that transformers ships.
+"""Speed of the operators on this machine's CPU: every backend that runs here, beside a peer in plain PyTorch.
 
-Both sides run in one process, alternating, so that a busy machine slows both: a row shows each side's fastest run and
-the median of the paired ratios. Throughput counts the matmul FLOPs that are executed, as a share of the machine's own
-torch.mm peak measured in the same thread setting.
+All sides of a comparison run in one process, in turn, so that a busy machine slows them alike: a row shows each side's
+fastest run and the median of the paired ratios. The share of the peak counts the recurrence's own products (6 K V FLOPs
+per token and head for the gated delta rule, 4 K V for gated linear attention, a backward pass twice that) against the
+machine's torch.mm, measured in the same thread setting and dtype; what a backend multiplies beyond them is its cost.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from ..kernels import gated_delta_rule
+from .bench_cases import CASES, Case, Inputs
 
-SHAPES = {  # name: B, T, H, K, V
-    "T=1024, H=4, K=V=64": (1, 1024, 4, 64, 64),
-    "8 x 512, H=4, K=48, V=96": (8, 512, 4, 48, 96),
-}
-SWEEP = (512, 1024, 2048, 4096, 8192)
+SWEEP = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BUDGET = 8.0  # seconds for a comparison whose sides are slow; at least three rounds
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; times are the fastest run in milliseconds, the ratio is peer / ours."""
+    """One backend beside the peer; times are the fastest run in milliseconds, the ratio is peer / backend."""
 
+    op: str
     shape: str
     dtype: str
     threads: int
     backward: bool
-    ours_ms: float
+    backend: str
+    peer: str
+    ms: float
     peer_ms: float
     ratio_median: float
     ratio_low: float  # 10th and 90th percentile of the paired ratios
     ratio_high: float
-    peak_share: float  # executed matmul FLOP/s over the measured torch.mm peak of the same dtype
+    peak_share: float | None  # None: the operator has no matmul
     us_per_token: float
+
+
+@dataclass(frozen=True)
+class Length:
+    """Forward and backward of the fastest backend at one sequence length."""
+
+    op: str
+    backend: str
+    dtype: str
+    threads: int
+    T: int
+    ms: float
+    us_per_token: float
+    to_first: float  # cost per token over that of the shortest, median of the paired rounds
 
 
 def bench_ops(
@@ -57,79 +70,104 @@ def bench_ops(
     result: dict[str, list[dict]] = {"peak": [], "rows": [], "sweep": []}
     for n in threads:
         with _threads(n):
-            peak = {name: _mm_peak(dtype) for name, dtype in DTYPES.items()}
-            result["peak"] += [{"threads": n, "dtype": name, "gflops": x / 1e9} for name, x in peak.items()]
-            for name, shape in SHAPES.items():
-                for dtype in DTYPES:
-                    result["rows"] += _compare(name, shape, dtype, n, peak[dtype], repeats, chunk_size)
-            for T in sweep:
-                name, shape, fewer = f"T={T}, H=4, K=V=64", (1, T, 4, 64, 64), repeats // 4
-                result["sweep"] += _compare(name, shape, "float32", n, peak["float32"], fewer, chunk_size)
-    _print(result, console)
+            peaks = {name: _mm_peak(dtype) for name, dtype in DTYPES.items()}
+            result["peak"] += [{"threads": n, "dtype": name, "gflops": x / 1e9} for name, x in peaks.items()]
+            for name, x in peaks.items():
+                console.print(f"torch.mm 2048^3, {name}, {n} threads: {x / 1e9:.0f} GFLOP/s", highlight=False)
+            for case in CASES:
+                for shape in case.shapes:
+                    for dtype in DTYPES:
+                        rows = list(_compare(case, shape, dtype, n, peaks[dtype], repeats, chunk_size))
+                        _print_rows(rows, console)
+                        result["rows"] += map(asdict, rows)
+            lengths = _sweep(CASES[0], sweep, n, max(3, repeats // 4), chunk_size) if sweep else []
+            _print_lengths(lengths, console)
+            result["sweep"] += map(asdict, lengths)
     return result
 
 
-def transformers_fallback() -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """torch_chunk_gated_delta_rule of transformers; with fla installed the public name is a Triton op instead."""
-    from transformers.models.qwen3_next import modeling_qwen3_next as module
-
-    return getattr(module.torch_chunk_gated_delta_rule, "__wrapped__", module.torch_chunk_gated_delta_rule)
-
-
 def _compare(
-    name: str, shape: tuple[int, ...], dtype: str, threads: int, peak: float, repeats: int, chunk_size: int
-) -> Iterator[dict]:
-    inputs = _inputs(shape, DTYPES[dtype])
-    peer_op = transformers_fallback()
-    ops = (
-        lambda: gated_delta_rule(*inputs, chunk_size=chunk_size, output_final_state=True)[0],
-        lambda: peer_op(*inputs, output_final_state=True)[0],
-    )
-    do = torch.randn_like(inputs[2])
+    case: Case, shape_name: str, dtype: str, threads: int, peak: float, repeats: int, chunk_size: int
+) -> Iterator[Row]:
+    shape = case.shapes[shape_name]
+    inputs = case.make(shape, DTYPES[dtype])
+    backends = case.backends()
+    ops = [case.call(inputs, backend, chunk_size) for backend in backends] + [case.call_peer(inputs)]
     for backward in (False, True):
-        calls = [_step(op, inputs, do) if backward else torch.no_grad()(op) for op in ops]
-        with FlopCounterMode(display=False) as counter:
-            calls[0]()
-        ours, peer = _alternate(calls, max(2, repeats))
-        ratios = sorted(b / a for a, b in zip(ours, peer, strict=True))
-        row = Row(
-            shape=name,
-            dtype=dtype,
+        *ours, peer = _alternate(_calls(ops, inputs, backward), repeats)
+        for backend, seconds in zip(backends, ours, strict=True):
+            ratios = sorted(b / a for a, b in zip(seconds, peer, strict=True))
+            flops = case.flops(shape, backward)
+            yield Row(
+                op=case.name,
+                shape=shape_name,
+                dtype=dtype,
+                threads=threads,
+                backward=backward,
+                backend=backend,
+                peer=case.peer_name,
+                ms=min(seconds) * 1e3,
+                peer_ms=min(peer) * 1e3,
+                ratio_median=statistics.median(ratios),
+                ratio_low=ratios[len(ratios) // 10],
+                ratio_high=ratios[-1 - len(ratios) // 10],
+                peak_share=flops / min(seconds) / peak if flops else None,
+                us_per_token=min(seconds) * 1e6 / (shape[0] * shape[1]),
+            )
+
+
+def _sweep(case: Case, sweep: Sequence[int], threads: int, repeats: int, chunk_size: int) -> list[Length]:
+    """Every length in turn in each round, short ones several times over, so that all see the same machine."""
+    backend = case.backends()[-1]
+    times: dict[int, list[float]] = {T: [] for T in sweep}
+    calls = {}
+    for T in sweep:
+        inputs = case.make((1, T, 4, 64, 64), torch.float32)
+        (calls[T],) = _calls([case.call(inputs, backend, chunk_size)], inputs, backward=True)
+        calls[T]()
+    for _ in range(repeats):
+        for T, call in calls.items():
+            times[T].append(min(_seconds(call) for _ in range(max(1, min(8, max(sweep) // (4 * T))))))
+    return [
+        Length(
+            op=case.name,
+            backend=backend,
+            dtype="float32",
             threads=threads,
-            backward=backward,
-            ours_ms=min(ours) * 1e3,
-            peer_ms=min(peer) * 1e3,
-            ratio_median=statistics.median(ratios),
-            ratio_low=ratios[len(ratios) // 10],
-            ratio_high=ratios[-1 - len(ratios) // 10],
-            peak_share=counter.get_total_flops() / min(ours) / peak,
-            us_per_token=min(ours) * 1e6 / (shape[0] * shape[1]),
+            T=T,
+            ms=min(seconds) * 1e3,
+            us_per_token=min(seconds) * 1e6 / T,
+            to_first=statistics.median(a * sweep[0] / (b * T) for a, b in zip(seconds, times[sweep[0]], strict=True)),
         )
-        yield asdict(row)
+        for T, seconds in times.items()
+    ]
 
 
-def _inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    B, T, H, K, V = shape
-    torch.manual_seed(0)
-    q, k = (F.normalize(torch.randn(B, T, H, K), dim=-1).to(dtype) for _ in range(2))
-    v = torch.randn(B, T, H, V).to(dtype)
-    g, beta = F.logsigmoid(torch.randn(B, T, H) + 3), torch.rand(B, T, H)
-    return [x.requires_grad_() for x in (q, k, v, g, beta)]
+def _calls(ops: list[Callable[[], Tensor]], inputs: Inputs, backward: bool) -> list[Callable[[], object]]:
+    if not backward:
+        return [torch.no_grad()(op) for op in ops]
+    with torch.no_grad():
+        cotangents = [torch.randn_like(op()) for op in ops]
+    return [lambda op=op, do=do: torch.autograd.grad(op(), inputs, do) for op, do in zip(ops, cotangents, strict=True)]
 
 
-def _step(op: Callable[[], Tensor], inputs: list[Tensor], do: Tensor) -> Callable[[], object]:
-    return lambda: torch.autograd.grad(op(), inputs, do)
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _alternate(calls: list[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Times of `repeats` rounds, or of fewer, at least three, once they have taken BUDGET seconds."""
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
-    for _ in range(repeats):
+    end = time.perf_counter() + BUDGET
+    for round_ in range(repeats):
+        if round_ >= 3 and time.perf_counter() > end:
+            break
         for call, seconds in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(_seconds(call))
     return times
 
 
@@ -149,31 +187,34 @@ def _threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _print(result: dict[str, list[dict]], console: Console) -> None:
-    for peak in result["peak"]:
-        console.print(f"torch.mm 2048^3 {peak['dtype']}, {peak['threads']} threads: {peak['gflops']:.0f} GFLOP/s")
-    columns = (
-        "shape",
-        "dtype",
-        "threads",
-        "pass",
-        "ours ms",
-        "transformers ms",
-        "ratio (10-90 %)",
-        "of peak",
-        "us/token",
-    )
-    table = Table(*columns, title="gated_delta_rule: fastest run, median paired ratio")
-    for row in result["rows"] + result["sweep"]:
+def _print_rows(rows: list[Row], console: Console) -> None:
+    first = rows[0]
+    console.print(f"\n{first.op}\n{first.shape}, {first.dtype}, threads: {first.threads}", highlight=False)
+    table = Table("pass", "backend", box=None)
+    for column in ("ms", f"{first.peer} ms", "ratio (10-90 %)", "of peak", "us/token"):
+        table.add_column(column, justify="right")
+    for row in rows:
         table.add_row(
-            row["shape"],
-            row["dtype"],
-            str(row["threads"]),
-            "fwd + bwd" if row["backward"] else "fwd",
-            f"{row['ours_ms']:.2f}",
-            f"{row['peer_ms']:.2f}",
-            f"{row['ratio_median']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})",
-            f"{row['peak_share']:.0%}",
-            f"{row['us_per_token']:.2f}",
+            "fwd+bwd" if row.backward else "fwd",
+            row.backend,
+            f"{row.ms:.2f}",
+            f"{row.peer_ms:.2f}",
+            f"{row.ratio_median:.2f} ({row.ratio_low:.1f}-{row.ratio_high:.1f})",
+            "-" if row.peak_share is None else f"{row.peak_share:.0%}",
+            f"{row.us_per_token:.2f}",
         )
+    console.print(table)
+
+
+def _print_lengths(lengths: list[Length], console: Console) -> None:
+    if not lengths:
+        return
+    first = lengths[0]
+    setting = f"H=4, K=V=64, {first.dtype}, threads: {first.threads}, {first.backend}, fwd+bwd"
+    console.print(f"\n{first.op} over T\n{setting}", highlight=False)
+    table = Table(box=None)
+    for column in ("T", "ms", "us/token", f"to T={first.T}"):
+        table.add_column(column, justify="right")
+    for row in lengths:
+        table.add_row(str(row.T), f"{row.ms:.2f}", f"{row.us_per_token:.2f}", f"{row.to_first:.2f}")
     console.print(table)

@@ -73,7 +73,7 @@ def doctor() -> list[Check]:
         gpus = list_gpus()
         checks += [check_cpu(), check_threads(), check_gpus(gpus)]
         checks += check_hopper_triton(gpus, installed_version("triton"))
-        checks += check_backends()
+        checks += [check_native(), *check_backends()]
     checks += [check_memory(psutil.virtual_memory().total, psutil.virtual_memory().available)]
     checks += [check_compiler(), check_ninja(shutil.which("ninja"), Path(sysconfig.get_path("scripts")) / "ninja")]
     checks += check_locks(extensions_root(), time.time(), building_folders())
@@ -237,6 +237,29 @@ def check_backends() -> list[Check]:
 
 
 # Compiler and build locks
+
+
+def build_native(console: Console) -> None:
+    """Compile the native CPU kernels, unless that is done, and say where they are. Raises UserError if it fails."""
+    from ..kernels.native import build
+    from ..lm.errors import UserError
+
+    try:
+        console.print(f"native kernels: built for this machine, {build.build()}", highlight=False, soft_wrap=True)
+    except build.NativeBuildError as error:
+        raise UserError(str(error)) from None
+
+
+def check_native() -> Check:
+    """Whether the native CPU kernels are compiled for this machine, or could be."""
+    from ..kernels.native import build
+
+    if build.is_built():
+        return Check("native kernels", "ok", f"built for this machine, {build.library_path()}")
+    if build.compiler() is None:
+        return Check("native kernels", "note", f"not built: {build.no_compiler()}")
+    text = "not built: linear recurrences run several times slower on this CPU"
+    return Check("native kernels", "note", text, "hybridlm doctor --build")
 
 
 def check_compiler() -> Check:

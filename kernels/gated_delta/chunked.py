@@ -12,19 +12,18 @@ triangular system. Then dV is the adjoint of E itself, and beta's gradient is <E
 neither v nor any matrix without beta.
 """
 
-import itertools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..checks import state_dtype
+from ..chunking import gather, head_decay, head_decay_grad, ordered, restored, scatter, segments, step_rows
 from ..sequences import Chunks, Sequences
 from ..triangular import unit_lower_inverse, unit_lower_inverse_flops
 
-MIN_LOG_DECAY = -80.0  # exp(-80) = 2e-35 counts as nothing, and underflow below it makes exp ten times slower on a CPU
 MIN_BETA = 1e-25  # stands for beta = 0, so that <E, dV> / beta is its gradient; far below what a state can resolve
-SEGMENT = 2**17  # elements of the C x C matrices worked on at a time: they and their kind stay in cache
 
 
 class Inputs(NamedTuple):
@@ -56,35 +55,40 @@ def gated_delta_rule_chunked(
     initial_state: Tensor | None,
     sequences: Sequences,
     chunk_size: int,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor]:
     """Same contract as `gated_delta_rule_reference`; half-precision inputs multiply in float32."""
     inputs = Inputs(q, k, v, torch.zeros_like(beta) if g is None else g, beta)
     chunks = sequences.chunks(chunk_size, q.device)
     if initial_state is None:
         shape = (len(sequences), v.shape[2], q.shape[-1], v.shape[-1])
-        initial_state = v.new_zeros(shape, dtype=torch.promote_types(v.dtype, torch.float32))
+        initial_state = v.new_zeros(shape, dtype=state_dtype(v.dtype))
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, initial_state)):
-        return _ChunkedGatedDeltaRule.apply(*inputs, initial_state, scale, chunks)  # type: ignore[return-value]
+        return _Chunked.apply(*inputs, initial_state, scale, chunks, recompute)  # type: ignore[return-value]
     o, state, _ = _forward(inputs, initial_state, scale, chunks, keep=False)
     return o, state
 
 
-class _ChunkedGatedDeltaRule(torch.autograd.Function):
+class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q, k, v, g, beta, initial_state, scale, chunks):
+    def forward(ctx: Any, q, k, v, g, beta, initial_state, scale, chunks, recompute):
         inputs = Inputs(q, k, v, g, beta)
-        o, state, kept = _forward(inputs, initial_state, scale, chunks, keep=True)
-        ctx.save_for_backward(*inputs, *(x for segment in kept for x in segment))
-        ctx.scale, ctx.chunks = scale, chunks
+        o, state, kept = _forward(inputs, initial_state, scale, chunks, keep=not recompute)
+        ctx.save_for_backward(*inputs, *((initial_state,) if recompute else (x for segment in kept for x in segment)))
+        ctx.scale, ctx.chunks, ctx.recompute = scale, chunks, recompute
         return o, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do, dstate):
-        saved = ctx.saved_tensors
-        kept = [Kept(*saved[i : i + 3]) for i in range(5, len(saved), 3)]
+        q, k, v, g, beta, *saved = ctx.saved_tensors
+        inputs = Inputs(q, k, v, g, beta)
         with torch.autocast(do.device.type, enabled=False):
-            return *_backward(Inputs(*saved[:5]), kept, ctx.scale, ctx.chunks, do, dstate), None, None
+            if ctx.recompute:
+                _, _, kept = _forward(inputs, saved[0], ctx.scale, ctx.chunks, keep=True)
+            else:
+                kept = [Kept(*saved[i : i + 3]) for i in range(0, len(saved), 3)]
+            return *_backward(inputs, kept, ctx.scale, ctx.chunks, do, dstate), None, None, None
 
 
 class Operands:
@@ -93,22 +97,18 @@ class Operands:
     def __init__(self, inputs: Inputs, scale: float, chunks: Chunks, start: int, stop: int) -> None:
         n_heads, n_value_heads = inputs.q.shape[2], inputs.v.shape[2]
         self.group = n_value_heads // n_heads
-        dtype = torch.promote_types(inputs.v.dtype, torch.float32)
-        self.q = chunks.gather(inputs.q, start, stop).to(dtype).mul(scale).flatten(0, 1)  # [chunks * H, C, K]
-        self.k = chunks.gather(inputs.k, start, stop).to(dtype).flatten(0, 1)
+        dtype = state_dtype(inputs.v.dtype)
+        self.q = gather(chunks, inputs.q, start, stop, dtype).mul_(scale)  # [chunks * H, C, K]
+        self.k = gather(chunks, inputs.k, start, stop, dtype)
         self.qk = torch.bmm(self.q, self.k.mT)
         self.kk = torch.bmm(self.k, self.k.mT)
-        # differences of large sums: float32 would cost the decays their last three digits
-        total = chunks.gather(inputs.g, start, stop).double().cumsum(-1).flatten(0, 1)  # G [R, C]
-        beta = chunks.gather(inputs.beta, start, stop).to(dtype).flatten(0, 1)
-        self.beta = torch.where(beta.abs() < MIN_BETA, MIN_BETA, beta)
-        decay = total.new_empty(*total.shape, chunks.size, dtype=dtype)
-        torch.sub(total.unsqueeze(-1), total.unsqueeze(-2), out=decay)
-        self.decay = decay.clamp_(MIN_LOG_DECAY, 0).exp_().mul_(self.beta.unsqueeze(-2))  # D where i >= j
-        self.grown = total.clamp(min=MIN_LOG_DECAY).exp().to(beta.dtype).unsqueeze(-1)  # exp(G) [R, C, 1]
-        left = (total[:, -1:] - total).clamp_(min=MIN_LOG_DECAY).exp_().to(beta.dtype)
-        self.written = (left * self.beta).unsqueeze(-1)  # exp(G_C - G) beta [R, C, 1]
+        beta = gather(chunks, inputs.beta, start, stop, dtype)
+        self.beta = torch.where(beta < MIN_BETA, MIN_BETA, beta).unsqueeze(-1)  # [R, C, 1]
+        between, self.grown, left = head_decay(gather(chunks, inputs.g, start, stop, torch.float64), dtype)
+        self.decay = between.mul_(self.beta.mT)  # D where i >= j
+        self.written = left * self.beta  # exp(G_C - G) beta [R, C, 1]
         self.chunk_decay = self.grown[:, -1:]  # [R, 1, 1]
+        self.steps = step_rows(chunks, start, stop, n_value_heads)
 
     def weigh(self, x: Tensor, weight: Tensor) -> Tensor:
         """x per key head [chunks * H, C, *] times a weight per value head [R, C, *] -> [R, C, *]."""
@@ -123,50 +123,29 @@ class Operands:
         return x if self.group == 1 else x.unflatten(0, (-1, self.group)).sum(1)
 
 
-def _segments(chunks: Chunks, n_value_heads: int) -> list[tuple[int, int]]:
-    """Ranges of steps small enough for their matrices to stay in cache."""
-    rows = max(1, SEGMENT // (n_value_heads * chunks.size**2))
-    ranges, start = [], 0
-    for stop in range(1, len(chunks.active) + 1):
-        if stop == len(chunks.active) or chunks.first_row[stop + 1] - chunks.first_row[start] > rows:
-            ranges.append((start, stop))
-            start = stop
-    return ranges
-
-
-def _rows(chunks: Chunks, start: int, stop: int, n_value_heads: int) -> list[slice]:
-    """Rows of each step's matrices within the segment."""
-    first = chunks.first_row[start : stop + 1]
-    return [slice((a - first[0]) * n_value_heads, (b - first[0]) * n_value_heads) for a, b in itertools.pairwise(first)]
-
-
 def _forward(
     inputs: Inputs, initial_state: Tensor, scale: float, chunks: Chunks, keep: bool
 ) -> tuple[Tensor, Tensor, list[Kept]]:
-    order, n_value_heads = chunks.order, inputs.v.shape[2]
-    state = (initial_state.clone() if order is None else initial_state.index_select(0, order)).flatten(0, 1)
+    n_value_heads = inputs.v.shape[2]
+    state = ordered(initial_state, chunks)
     o = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
     kept = []
-    for start, stop in _segments(chunks, n_value_heads):
+    for start, stop in segments(chunks, n_value_heads):
         x = Operands(inputs, scale, chunks, start, stop)
-        v = chunks.gather(inputs.v, start, stop)
-        v = torch.empty_like(v, dtype=state.dtype, memory_format=torch.contiguous_format).copy_(v).flatten(0, 1)
         inverse = unit_lower_inverse(x.weigh(x.kk, x.decay).tril_(-1))
-        e, h = _scan(x, inverse, v, state, _rows(chunks, start, stop, n_value_heads))
+        e, h = _scan(x, inverse, gather(chunks, inputs.v, start, stop, state.dtype), state)
         out = torch.bmm(x.weigh(x.qk, x.decay).tril_(), e)
-        out = torch.baddbmm(out, x.weigh(x.q, x.grown), h, out=out)
-        chunks.scatter(out.unflatten(0, (-1, n_value_heads)), o, start, stop)
+        scatter(chunks, torch.baddbmm(out, x.weigh(x.q, x.grown), h, out=out), o, start, stop)
         if keep:
             kept.append(Kept(inverse, e, h))
-    state = state.view(initial_state.shape)
-    return o, state if order is None else torch.empty_like(state).index_copy_(0, order, state), kept
+    return o, restored(state, chunks, n_value_heads), kept
 
 
-def _scan(x: Operands, inverse: Tensor, v: Tensor, state: Tensor, steps: list[slice]) -> tuple[Tensor, Tensor]:
+def _scan(x: Operands, inverse: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Runs the chunk recurrence; overwrites v [R, C, V] by E and `state` [N*HV, K, V]; returns E and h [R, K, V]."""
     read, write = x.weigh(x.k, x.grown), x.weigh(x.k, x.written).mT
     h = state.new_empty(len(v), *state.shape[1:])
-    for rows in steps:
+    for rows in x.steps:
         now = state[: rows.stop - rows.start]
         before = h[rows].copy_(now)
         error = torch.baddbmm(v[rows], read[rows], before, alpha=-1)
@@ -178,27 +157,25 @@ def _scan(x: Operands, inverse: Tensor, v: Tensor, state: Tensor, steps: list[sl
 def _backward(
     inputs: Inputs, kept: list[Kept], scale: float, chunks: Chunks, do: Tensor, dstate: Tensor
 ) -> tuple[Tensor, ...]:
-    order, n_value_heads = chunks.order, inputs.v.shape[2]
-    shape = dstate.shape
-    dstate = (dstate.clone() if order is None else dstate.index_select(0, order)).flatten(0, 1)
+    n_value_heads = inputs.v.shape[2]
+    dstate = ordered(dstate, chunks)
     grads = Inputs(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs))
-    for (start, stop), saved in zip(reversed(_segments(chunks, n_value_heads)), reversed(kept), strict=True):
+    for (start, stop), saved in zip(reversed(segments(chunks, n_value_heads)), reversed(kept), strict=True):
         x = Operands(inputs, scale, chunks, start, stop)
-        dout = chunks.gather(do, start, stop).to(dstate.dtype).flatten(0, 1)
-        dv, dh = _scan_backward(x, saved, dout, dstate, _rows(chunks, start, stop, n_value_heads))
+        dout = gather(chunks, do, start, stop, dstate.dtype)
+        dv, dh = _scan_backward(x, saved, dout, dstate)
         for grad, out in zip(_input_grads(x, saved, dout, dv, dh, scale), grads, strict=True):
-            chunks.scatter(grad.unflatten(0, (-1, out.shape[2])), out, start, stop)
-    dstate = dstate.view(shape)
-    return *grads, dstate if order is None else torch.empty_like(dstate).index_copy_(0, order, dstate)
+            scatter(chunks, grad, out, start, stop)
+    return *grads, restored(dstate, chunks, n_value_heads)
 
 
-def _scan_backward(x: Operands, saved: Kept, dout: Tensor, dstate: Tensor, steps: list[slice]) -> tuple[Tensor, Tensor]:
+def _scan_backward(x: Operands, saved: Kept, dout: Tensor, dstate: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence in reverse, updating `dstate` in place; returns dV [R, C, V] and the adjoints of h' [R, K, V]."""
     dv = torch.bmm(x.weigh(x.qk, x.decay).tril_().mT, dout)  # E's adjoint first, V's in the end
     from_o = torch.bmm(x.weigh(x.q, x.grown).mT, dout)
     read, write = x.weigh(x.k, x.grown).mT, x.weigh(x.k, x.written)
     dh = torch.empty_like(from_o)
-    for rows in reversed(steps):
+    for rows in reversed(x.steps):
         now = dstate[: rows.stop - rows.start]
         after = dh[rows].copy_(now)
         de = torch.baddbmm(dv[rows], write[rows], after)
@@ -211,26 +188,24 @@ def _scan_backward(x: Operands, saved: Kept, dout: Tensor, dstate: Tensor, steps
 def _input_grads(x: Operands, saved: Kept, dout: Tensor, dv: Tensor, dh: Tensor, scale: float) -> tuple[Tensor, ...]:
     """Gradients of a segment's q, k (per key head), v, g and beta (per value head), each [*, C, ...]."""
     e, h = saved.e, saved.h
+    e64 = e.double()  # dg adds up what writes do later, which cancels where keys are overwritten: products in float64
     # through states: read by q and by k's error (subtracted), written by k
     dq = torch.bmm(dout, h.mT).mul_(x.grown)
     dk_read = torch.bmm(dv, h.mT).mul_(x.grown)
-    dk_write = torch.bmm(e, dh.mT).mul_(x.written)
-    g_read = x.dot(x.q, dq) - x.dot(x.k, dk_read)
-    g_write = x.dot(x.k, dk_write)
+    dk_write = torch.bmm(e64, dh.double().mT).to(e.dtype).mul_(x.written)
+    read = x.dot(x.q, dq) - x.dot(x.k, dk_read)
+    read[:, -1] += (h * dh).sum((-2, -1)).mul_(x.chunk_decay[:, 0, 0])
+    written = x.dot(x.k, dk_write)
     # within the chunk
-    dqk = torch.bmm(dout, e.mT).mul_(x.decay).tril_()
-    dkk = torch.bmm(dv, e.mT).mul_(x.decay).tril_(-1)  # subtracted
-    pairs = x.weigh(x.qk, dqk).tril_(-1).sub_(x.weigh(x.kk, dkk))
+    dqk = torch.bmm(dout.double(), e64.mT).to(e.dtype).mul_(x.decay).tril_()
+    dkk = torch.bmm(dv.double(), e64.mT).to(e.dtype).mul_(x.decay).tril_(-1)  # subtracted
+    dg = head_decay_grad(x.weigh(x.qk, dqk).tril_(-1).sub_(x.weigh(x.kk, dkk)), read, written)
     dqk, dkk = x.sum_group(dqk), x.sum_group(dkk)
     dq, dk = x.sum_group(dq), x.sum_group(dk_write.sub_(dk_read))
     dq = torch.baddbmm(dq, dqk, x.k, out=dq).mul_(scale)
     dk = torch.baddbmm(dk, dqk.mT, x.q, out=dk)
     dk = torch.baddbmm(dk, dkk + dkk.mT, x.k, alpha=-1, out=dk)
-    # a pair (i, j) sees the gates j+1..i: sums from the right of what is read, from the left of what is written
-    dg = (pairs.sum(-1) - pairs.sum(-2)).add_(g_read).flip(-1).cumsum(-1).flip(-1)
-    dg[:, 1:] += g_write[:, :-1].cumsum(-1)
-    dg += (h * dh).sum((-2, -1))[:, None].mul_(x.chunk_decay[:, 0])
-    dbeta = (e * dv).sum(-1).div_(x.beta)
+    dbeta = (e * dv).sum(-1).div_(x.beta.squeeze(-1))
     return dq, dk, dv, dg, dbeta
 
 

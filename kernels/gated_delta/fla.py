@@ -19,6 +19,7 @@ def gated_delta_rule_fla(
     initial_state: Tensor | None,
     sequences: Sequences,
     chunk_size: int,
+    recompute: bool,  # it always rebuilds the states
 ) -> tuple[Tensor, Tensor]:
     """Same contract as `gated_delta_rule_reference`, within the library's own limits on dtypes and head sizes."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule

@@ -17,6 +17,7 @@ def gated_delta_rule_reference(
     initial_state: Tensor | None,
     sequences: Sequences,
     chunk_size: int,  # the recurrence has no chunks
+    recompute: bool,  # nor anything of its own to keep
 ) -> tuple[Tensor, Tensor]:
     """S' = exp(g_t) S_{t-1};  S_t = S' + beta_t k_t (v_t - S'^T k_t)^T;  o_t = scale S_t^T q_t.
 

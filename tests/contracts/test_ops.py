@@ -48,7 +48,7 @@ def forced(op: str, name: str) -> Iterator[list[str]]:
 
 
 def check_backend(build: Build, op: str, name: str) -> None:
-    """Logits, every parameter's gradient and the state of two packed calls, against the operator's reference."""
+    """Logits, parameters' gradients and the state of two packed calls and a step, against the operator's reference."""
     with forced(op, "reference") as calls:
         expected = _run(build)
     if not calls:
@@ -69,6 +69,8 @@ def _run(build: Build) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     second = model(ids, cu_seqlens=cu_seqlens, cache=first.cache)  # from an initial state
     values["continued logits"] = second.logits.detach()
     (second.logits * weights_like(second.logits)).sum().backward()
+    with torch.no_grad():  # one token each, by the operators' steps
+        values["stepped logits"] = model(tokens(1, 4), cu_seqlens=bounds([1] * 4), cache=second.cache).logits
     states = {f"{i}.{k}": t for i, layer in enumerate(second.cache.layers) for k, t in layer.tensors().items()}
     continued = {f"continued {name}": gradient for name, gradient in gradients(model).items()}
     return values | states, first_gradients | continued

@@ -1,22 +1,62 @@
-"""The benchmark measures what it says: both sides, both passes, executed FLOPs."""
+"""The benchmark measures what it says: every backend and its peer compute the same, both passes, all dtypes."""
 
 import io
 
 import pytest
+import torch
 from rich.console import Console
 
+from hybridlm.tests.oracles import assert_close
 from hybridlm.tools import bench_ops as module
+from hybridlm.tools.bench_cases import CASES
+
+SHAPE = (1, 64, 2, 8, 8)
 
 
-@pytest.mark.slow
-def test_rows_cover_every_shape_dtype_and_pass(monkeypatch):
-    monkeypatch.setattr(module, "SHAPES", {"tiny": (1, 64, 1, 8, 8)})
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_backends_and_peer_compute_the_same(case):
+    inputs = case.make(SHAPE, torch.float32)
+    peer = case.call_peer(inputs)()
+    assert "chunked" in case.backends()
+    for backend in case.backends():
+        assert_close(case.call(inputs, backend, 32)().reshape(peer.shape), peer, 1e-5, backend)
+
+
+def test_flops_of_the_recurrences():
+    flops = {case.name.partition(",")[0]: case.flops((1, 1, 1, 3, 5), False) for case in CASES}
+    assert flops == {"gated_delta_rule": 90, "gated_linear_attention": 60, "gated_scan": 0}
+    assert CASES[0].flops((2, 7, 3, 3, 5), True) == 3 * 2 * 7 * 3 * 90
+
+
+def test_rows_cover_every_backend_dtype_and_pass(monkeypatch):
+    for case in CASES:
+        monkeypatch.setitem(case.shapes, "tiny", SHAPE)
+        for name in set(case.shapes) - {"tiny"}:
+            monkeypatch.delitem(case.shapes, name)
     monkeypatch.setattr(module, "_mm_peak", lambda dtype: 1e11)
     out = io.StringIO()
-    result = module.bench_ops((1,), repeats=2, sweep=(32,), console=Console(file=out, width=200))
-    assert {(r["dtype"], r["backward"]) for r in result["rows"]} == {
-        (dtype, backward) for dtype in module.DTYPES for backward in (False, True)
+    result = module.bench_ops((1,), repeats=2, sweep=(32, 64), console=Console(file=out, width=79))
+    expected = {
+        (case.name, backend, dtype, backward)
+        for case in CASES
+        for backend in case.backends()
+        for dtype in module.DTYPES
+        for backward in (False, True)
     }
-    assert [r["shape"] for r in result["sweep"]] == ["T=32, H=4, K=V=64"] * 2
-    assert all(r["ours_ms"] > 0 and r["peer_ms"] > 0 and r["peak_share"] > 0 for r in result["rows"])
-    assert "tiny" in out.getvalue()
+    assert {(r["op"], r["backend"], r["dtype"], r["backward"]) for r in result["rows"]} == expected
+    assert len(result["rows"]) == len(expected)
+    assert all(min(r["ms"], r["peer_ms"]) > 0 and r["ratio_low"] <= r["ratio_high"] for r in result["rows"])
+    assert all((r["peak_share"] is None) == (r["op"] == "gated_scan") for r in result["rows"])
+    assert [r["T"] for r in result["sweep"]] == [32, 64]
+    assert result["sweep"][0]["to_first"] == 1
+    assert "us/token" in out.getvalue() and "…" not in out.getvalue()  # nothing is cut in a terminal of 80 columns
+
+
+def test_rounds_stop_when_the_time_is_spent(monkeypatch):
+    monkeypatch.setattr(module, "BUDGET", 0.0)
+    assert [len(times) for times in module._alternate([lambda: None, lambda: None], 50)] == [3, 3]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from hybridlm.kernels import short_conv
+from hybridlm.kernels import short_conv, short_conv_step
 from hybridlm.tests.oracles import assert_close
 
 
@@ -117,3 +117,26 @@ def test_errors(change, message):
     with pytest.raises(ValueError) as error:
         short_conv(**{"x": torch.ones(1, 9, 5), "weight": torch.ones(5, 4)} | change)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("activation", ["silu", None])
+@pytest.mark.parametrize(
+    ("W", "dtype", "bound"), [(4, torch.float64, 1e-14), (1, torch.float64, 1e-14), (4, torch.bfloat16, 1e-2)]
+)
+def test_steps_equal_the_whole_and_update_their_state_in_place(W, dtype, bound, activation):
+    x, weight, state = (a.detach() for a in make(3, 9, W=W))
+    expected, last = short_conv(x, weight, initial_state=state, activation=activation, output_final_state=True)
+    held = state.to(dtype, copy=True)
+    steps = [short_conv_step(row.to(dtype), weight, state=held, activation=activation) for row in x.unbind(1)]
+    assert {y.dtype for y in steps} == {dtype}
+    assert_close(torch.stack(steps, 1), expected, bound)
+    assert_close(held, last, bound)
+
+
+def test_step_errors():
+    with pytest.raises(ValueError) as error:
+        short_conv_step(torch.ones(2, 5), torch.ones(5, 4), state=torch.ones(1, 3, 5))
+    shapes = "[2, 5], [5, 4] and [1, 3, 5]"
+    assert str(error.value) == f"x, weight and state have shapes {shapes}; allowed: [N, D], [D, W] and [N, W-1, D]"
+    with pytest.raises(ValueError, match="activation is 'relu'; allowed: 'silu' or None"):
+        short_conv_step(torch.ones(2, 5), torch.ones(5, 4), state=torch.ones(2, 3, 5), activation="relu")

@@ -1,0 +1,118 @@
+"""The gated delta rule in four Triton launches: per chunk, forward scan; reverse scan, per chunk."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..chunk_scan.triton_scan import scan_backward, scan_forward, scan_states
+from ..sequences import Sequences
+from ..triton_common import Tables, check_inputs, chunk_length, contiguous, padded, precision, tables
+from .triton_kernels import delta_gradients, delta_prepare
+
+FLOAT32_CHUNK = 32  # with equal keys, gradients through chunks of 64 have twice the recurrence's error
+
+
+def gated_delta_rule_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor,
+    *,
+    scale: float,
+    initial_state: Tensor | None,
+    sequences: Sequences,
+    chunk_size: int,
+    recompute: bool,
+) -> tuple[Tensor, Tensor]:
+    """Same contract as `gated_delta_rule_reference`, for float32, bfloat16 and float16 and head dims up to 256.
+
+    Keys wider than 128, and float32, are worked on in chunks of at most 32 tokens. Raises ValueError for other dtypes
+    and dims.
+    """
+    check_inputs("gated_delta_rule", v, K=q.shape[-1], V=v.shape[-1])
+    if v.dtype == torch.float32:
+        chunk_size = min(chunk_size, FLOAT32_CHUNK)
+    layout = tables(sequences, chunk_length(sequences, q.shape[-1], chunk_size), q.device)
+    inputs = contiguous(q, k, v, g, beta, initial_state)
+    with torch.cuda.device_of(q):
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+            return _GatedDeltaRule.apply(*inputs, scale, layout, recompute)  # type: ignore[return-value]
+        q, k, v, g, beta, initial_state = inputs
+        o, state, _ = scan_forward(
+            q, k, v, tables=layout, scale=scale, initial_state=initial_state, keep_states=False,
+            g=g, beta=beta, inverse=_prepare(k, v, g, beta, layout),
+        )  # fmt: skip
+    return o, state
+
+
+class _GatedDeltaRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q, k, v, g, beta, initial_state, scale, layout, recompute):
+        ctx.set_materialize_grads(False)
+        gates = {"tables": layout, "g": g, "beta": beta, "inverse": _prepare(k, v, g, beta, layout)}
+        e = None if recompute else torch.empty_like(v)
+        o, state, h = scan_forward(
+            q, k, v, scale=scale, initial_state=initial_state, keep_states=not recompute, e=e, **gates
+        )
+        rebuild = (v, initial_state) if recompute else (None, None)
+        ctx.save_for_backward(q, k, g, beta, gates["inverse"], e, h, *rebuild)
+        ctx.scale, ctx.layout = scale, layout
+        return o, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do, dstate):
+        q, k, g, beta, inverse, e, h, v, initial_state = ctx.saved_tensors
+        do, dstate = contiguous(do, dstate)
+        gates = {"tables": ctx.layout, "g": g, "beta": beta, "inverse": inverse}
+        with torch.cuda.device_of(q):
+            if v is not None:
+                e = torch.empty_like(v)
+                h = scan_states(k, v, initial_state=initial_state, e=e, **gates)
+            if do is None:
+                do = torch.zeros_like(e)
+            dv, dh, dinitial = scan_backward(
+                q, k, do, scale=ctx.scale, dfinal=dstate, initial=ctx.needs_input_grad[5], **gates
+            )
+            dq, dk, dg, dbeta = _gradients(q, k, g, beta, h, e, do, dv, dh, ctx.scale, ctx.layout)
+        return dq, dk, dv, dg, dbeta, dinitial, None, None, None
+
+
+def _prepare(k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, layout: Tables) -> Tensor:
+    """T [B, T, HV, C]."""
+    B, T, H, K = k.shape
+    HV = v.shape[2]
+    inverse = v.new_empty(B, T, HV, layout.size)
+    delta_prepare[(layout.n_chunks * H,)](
+        k, g, beta, inverse, layout.chunk,
+        H, HV, K, layout.size, padded(K), precision(v.dtype), num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return inverse
+
+
+def _gradients(
+    q: Tensor,
+    k: Tensor,
+    g: Tensor | None,
+    beta: Tensor,
+    h: Tensor,
+    e: Tensor,
+    do: Tensor,
+    dv: Tensor,
+    dh: Tensor,
+    scale: float,
+    layout: Tables,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """dq, dk, dg, dbeta."""
+    H, K = k.shape[2:]
+    HV, V = dv.shape[2:]
+    dq, dk, dbeta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(beta)
+    dg = None if g is None else torch.empty_like(g)
+    delta_gradients[(layout.n_chunks * H,)](
+        q, k, g, beta, h, e, do, dv, dh, dq, dk, dg, dbeta, layout.chunk, scale,
+        H, HV, K, V, layout.size, padded(K), min(32, padded(V)), precision(q.dtype), num_warps=8, num_stages=3,
+    )  # fmt: skip
+    return dq, dk, dg, dbeta

@@ -1,0 +1,25 @@
+"""flash-linear-attention's Triton kernel behind the same contract, for comparison on a GPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sequences import Sequences
+
+
+def gated_scan_fla(
+    x: Tensor, g: Tensor, *, initial_state: Tensor | None, sequences: Sequences
+) -> tuple[Tensor, Tensor]:
+    """Same contract as `gated_scan_reference`, within the library's own limits on dtypes."""
+    from fla.ops.hgrn import fused_recurrent_hgrn
+
+    op: Any = fused_recurrent_hgrn  # its decorators hide the signature
+    h, state = op(
+        x=x.flatten(2).float(),  # it returns the final state in x's dtype
+        g=g.flatten(2),
+        initial_state=None if initial_state is None else initial_state.flatten(1),
+        output_final_state=True,
+        cu_seqlens=None if sequences.bounds is None else torch.tensor(sequences.bounds, device=x.device),
+    )
+    return h.view_as(x).to(x.dtype), state.view(-1, *x.shape[2:])

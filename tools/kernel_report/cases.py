@@ -1,0 +1,175 @@
+"""What is run: for each operator its inputs at a shape, our Triton form and the peers it is compared with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import kernels
+from ...kernels import backend
+from ...kernels.sequences import Sequences
+
+CHUNK_SIZE = 64
+STEP_SEQUENCES = 64  # sequences decoded at once, per row of the batch of the shape asked for
+
+
+@dataclass(frozen=True)
+class Shape:
+    """B rows of T tokens, H heads of dimension K (keys) and V (values)."""
+
+    B: int
+    T: int
+    H: int
+    K: int = 128
+    V: int = 128
+
+    def __str__(self) -> str:
+        return f"B={self.B} T={self.T} H={self.H} K={self.K} V={self.V}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator with one kind of gate, and the names in `peers.PEERS` that it is compared with."""
+
+    name: str
+    op: str
+    inputs: Callable[[Shape, torch.device], dict[str, Tensor]]
+    peers: tuple[str, ...]
+    cut_by_length: bool = False  # our kernels cut sequences into a number of segments that depends on T
+
+    @property
+    def step(self) -> bool:
+        """Decoding, one token of each sequence: no backward pass, no T."""
+        return self.op.endswith("_step")
+
+    def at(self, shape: Shape) -> Shape:
+        return replace(shape, B=shape.B * STEP_SEQUENCES, T=1) if self.step else shape
+
+    def host_function(self) -> Callable[..., Any]:
+        return backend.choose(self.op, "triton", torch.device("cpu"))
+
+    def run(self, x: dict[str, Tensor], shape: Shape) -> Tensor:
+        """Our host function itself, on any device."""
+        function = self.host_function()
+        options: dict[str, Any] = {} if self.op.startswith("gated_scan") else {"scale": shape.K**-0.5}
+        if self.step:
+            return function(**x, **options)
+        if self.op != "gated_scan":
+            options |= {"chunk_size": CHUNK_SIZE, "recompute": False}
+        return function(**x, **options, initial_state=None, sequences=Sequences(shape.B, shape.T))[0]
+
+    def call(self, x: dict[str, Tensor]) -> Tensor:
+        """The public operator, checks included."""
+        op = getattr(kernels, self.op)
+        return op(**x, backend="triton") if self.step else op(**x, output_final_state=True, backend="triton")[0]
+
+    def allow_anywhere(self) -> None:
+        """Let the triton backend run wherever it is asked to, for processes in which nothing is launched."""
+        backend.register(self.op, "triton", backend.registered(self.op)["triton"].run)
+
+
+def _tokens(shape: Shape) -> tuple[int, ...]:
+    return shape.B, shape.T, shape.H
+
+
+def _sequences(shape: Shape) -> tuple[int, ...]:
+    return shape.B, shape.H
+
+
+def _attention(
+    lead: Callable[[Shape], tuple[int, ...]], gate: str, beta: bool = False, state: bool = False
+) -> Callable[[Shape, torch.device], dict[str, Tensor]]:
+    """q, k, v [*lead, head dim] bf16, g [*lead] or [*lead, K] float32 <= 0, beta bf16, state float32."""
+
+    def inputs(shape: Shape, device: torch.device) -> dict[str, Tensor]:
+        rows, K, V = lead(shape), shape.K, shape.V
+        x = {
+            "q": F.normalize(torch.randn(*rows, K, device=device), dim=-1).bfloat16(),
+            "k": F.normalize(torch.randn(*rows, K, device=device), dim=-1).bfloat16(),
+            "v": torch.randn(*rows, V, device=device).bfloat16(),
+            "g": F.logsigmoid(torch.randn(*rows, *((K,) if gate == "vector" else ()), device=device) + 3),
+        }
+        if beta:
+            x["beta"] = torch.rand(*rows, device=device).bfloat16()
+        if state:
+            x["state"] = torch.zeros(shape.B, shape.H, K, V, device=device)
+        return x
+
+    return inputs
+
+
+def _scan(lead: Callable[[Shape], tuple[int, ...]], state: bool = False) -> Callable[..., dict[str, Tensor]]:
+    """x bf16, g float32 [..., H * K] channels."""
+
+    def inputs(shape: Shape, device: torch.device) -> dict[str, Tensor]:
+        rows = (*lead(shape)[:-1], shape.H * shape.K)
+        x = {
+            "x": torch.randn(*rows, device=device).bfloat16(),
+            "g": F.logsigmoid(torch.randn(*rows, device=device) + 3),
+        }
+        return x | ({"state": torch.zeros(*rows, device=device)} if state else {})
+
+    return inputs
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case(
+            "gated_delta_rule",
+            "gated_delta_rule",
+            _attention(_tokens, "scalar", beta=True),
+            ("chunk_gated_delta_rule",),
+        ),
+        Case(
+            "gated_linear_attention",
+            "gated_linear_attention",
+            _attention(_tokens, "vector"),
+            ("chunk_gla",),
+        ),
+        Case(
+            "gated_linear_attention, scalar gates",
+            "gated_linear_attention",
+            _attention(_tokens, "scalar"),
+            ("chunk_simple_gla",),
+        ),
+        Case(
+            "gated_scan",
+            "gated_scan",
+            _scan(_tokens),
+            ("chunk_hgrn", "fused_recurrent_hgrn"),
+            cut_by_length=True,
+        ),
+        Case(
+            "gated_delta_rule_step",
+            "gated_delta_rule_step",
+            _attention(_sequences, "scalar", beta=True, state=True),
+            ("gated_delta_rule, 1 token",),
+        ),
+        Case(
+            "gated_linear_attention_step",
+            "gated_linear_attention_step",
+            _attention(_sequences, "vector", state=True),
+            ("gla, 1 token",),
+        ),
+        Case(
+            "gated_scan_step",
+            "gated_scan_step",
+            _scan(_sequences, state=True),
+            ("hgrn, 1 token",),
+        ),
+    )
+}
+
+
+def check_covered() -> None:
+    """Raises ValueError naming the operators that have Triton kernels and no case."""
+    with_kernels = {op for op in backend.operators() if "triton" in backend.registered(op)}
+    missing = sorted(with_kernels - {case.op for case in CASES.values()})
+    if missing:
+        raise ValueError(
+            f"no case runs the Triton kernels of {', '.join(missing)}; add one to CASES in tools/kernel_report/cases.py"
+        )

@@ -1,0 +1,61 @@
+"""Something to run: our form of a case or a peer's, as a forward and a backward step on given tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from .cases import CASES, Shape
+from .hardware import TARGETS
+from .peers import PEERS, rank
+from .pretend import PretendedGPU
+
+OURS = "hybridlm"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`name`: OURS or one of PEERS."""
+
+    name: str
+    case_name: str
+
+    def passes(self, shape: Shape, device: str, public: bool = False) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Forward and backward on fresh inputs; backward does nothing for a decoding step and needs forward first.
+
+        `public`: ours through the public operator rather than the backend's host function, which also takes tensors
+        on the meta device. A peer has one way in.
+        """
+        case = CASES[self.case_name]
+        x = case.inputs(shape, torch.device(device))
+        wanted = () if case.step else tuple(tensor.requires_grad_() for tensor in x.values())
+        done: list[torch.Tensor] = []
+        ours = case.call if public else partial(case.run, shape=shape)
+        call = ours if self.name == OURS else PEERS[self.name].call
+
+        def forward() -> None:
+            done[:] = [call(x)]
+
+        def backward() -> None:
+            if wanted:
+                torch.autograd.grad(done, wanted, [torch.empty_like(done[0])])
+
+        return forward, backward
+
+
+def pretend(target: str, shapes: list[list[int]], heads: int = 1) -> PretendedGPU:
+    """A GPU for our kernels and a peer's; autotuners take the `rank`ed configuration for the shapes' head dim.
+
+    heads: batch x heads that the one head that is run stands for. Blocks are chosen by whether programs fill the
+    device, so one head then sees its share of it.
+    """
+    limit = max(max(shape[3:]) for shape in shapes)
+    gpu = PretendedGPU(TARGETS[target], lambda config: rank(config, limit))
+    from ...kernels import checks, triton_common
+
+    triton_common.multiprocessors = lambda device: gpu.target.processors / heads
+    checks._on_host = lambda x: False  # so that checks of values are what they are on a GPU
+    for case in CASES.values():
+        case.allow_anywhere()
+    return gpu
