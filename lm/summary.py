@@ -1,6 +1,7 @@
 """What a recipe would build and cost, without building it: parameters per part, FLOPs, tokens, memory."""
 
 from collections import Counter
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -10,6 +11,8 @@ from .config import Recipe
 from .model import HybridLM
 from .model.layout import describe
 
+LONG = 2**20  # tokens
+
 
 def parameters_by_part(model: HybridLM) -> dict[str, int]:
     """Parameters of the embedding, each kind of mixer, the FFNs, the norms, and the head when it is not tied."""
@@ -18,10 +21,54 @@ def parameters_by_part(model: HybridLM) -> dict[str, int]:
         parts[spec.mixer] += sum(p.numel() for p in block.mixer.parameters())
         parts["ffn"] += sum(p.numel() for p in block.ffn.parameters())
         parts["norms"] += block.mixer_norm.weight.numel() + block.ffn_norm.weight.numel()
+    for kind, module in model.shared.items():
+        parts[kind] += sum(p.numel() for p in module.parameters())
     parts["norms"] += model.norm.weight.numel()
     if not model.config.tie_embeddings:
         parts["head"] = model.lm_head.weight.numel()
     return dict(parts)
+
+
+class Size(NamedTuple):
+    """What models are compared by. All of it follows from the recipe; nothing is run."""
+
+    layers: dict[str, int]
+    """Layers of each mixer."""
+    parameters: int
+    non_embedding: int
+    """Parameters without embedding and head."""
+    state: int
+    """Bytes of one sequence's decoding state that do not grow with it; activations in the recipe's precision."""
+    state_per_token: int
+    """Bytes that every further token adds to it."""
+    flops_per_token: float
+    """Forward, matmuls, the mean over a sequence of the recipe's context; training takes three times as many."""
+    tokens: int
+    """Tokens that training reads."""
+
+    def state_bytes(self, T: int) -> int:
+        """Bytes of one sequence's decoding state after T tokens."""
+        return self.state + T * self.state_per_token
+
+
+def size_of(recipe: Recipe) -> Size:
+    """The size of what a recipe trains, from a model without memory."""
+    with torch.device("meta"):
+        model = HybridLM(recipe.model)
+    parts = parameters_by_part(model)
+    total = sum(parts.values())
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    long = model.state_bytes(LONG, dtype)
+    per_token = model.state_bytes(LONG + 1, dtype) - long  # here every window is full
+    return Size(
+        layers=dict(Counter(spec.mixer for spec in recipe.model.layer_specs())),
+        parameters=total,
+        non_embedding=total - parts["embedding"] - parts.get("head", 0),
+        state=long - LONG * per_token,
+        state_per_token=per_token,
+        flops_per_token=model.flops_per_token(recipe.model.context),
+        tokens=recipe.train.steps * recipe.train.batch * recipe.model.context,
+    )
 
 
 def memory_estimate(model: HybridLM, recipe: Recipe) -> dict[str, int]:

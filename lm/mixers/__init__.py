@@ -2,11 +2,21 @@
 
 from .attention import Attention
 from .base import Mixed, Mixer, MixerConfig
+from .deltanet import DeltaNet
 from .gated_deltanet import GatedDeltaNet
+from .gla import GLA
+from .hgrn import HGRN
+from .hgrn2 import HGRN2
+from .retnet import RetNet
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
     "gated_deltanet": GatedDeltaNet,
+    "deltanet": DeltaNet,
+    "gla": GLA,
+    "hgrn": HGRN,
+    "hgrn2": HGRN2,
+    "retnet": RetNet,
 }
 
 __all__ = ["MIXERS", "Mixed", "Mixer", "MixerConfig"]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ...kernels.softmax_attention import causal_attention, masked_attention
 from ..model.cache import KVState
 from ..model.norm import RMSNorm
-from ..model.rope import RopeConfig, cos_sin, inverse_frequencies, rotate
+from ..model.rope import RopeConfig, rotate, rotation
 from ..model.sequences import Sequences
 from .base import Mixed, Mixer, MixerConfig
+from .sizes import head_sizes
 
 if TYPE_CHECKING:
     from ..config import BaseModelConfig
@@ -44,14 +45,6 @@ class AttentionConfig(MixerConfig):
                 f"attention.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one or rope: null"
             )
         return self.model_copy(update={"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim})
-
-
-def head_sizes(d_model: int, head_dim: int | None, n_heads: int | None) -> tuple[int, int]:
-    """(head_dim, n_heads), whichever is missing sized so that the heads together are about as wide as the model."""
-    if head_dim is None:
-        head_dim = max(d_model // n_heads, 2) if n_heads else (64 if d_model >= 256 else max(16, d_model // 4))
-        head_dim += head_dim % 2
-    return head_dim, n_heads or max(1, d_model // head_dim)
 
 
 class Attention(Mixer):
@@ -92,9 +85,7 @@ class Attention(Mixer):
         if self.options.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rope:
-            # no buffer: a model cast to bfloat16 would round its frequencies
-            frequencies = inverse_frequencies(self.options.rope, self.head_dim).to(x.device)
-            cos, sin = cos_sin(frequencies, sequences.positions)
+            cos, sin = rotation(self.options.rope, self.head_dim, sequences.positions)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q, k, v
 

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..model.cache import LayerState
@@ -20,6 +21,8 @@ class MixerConfig(Strict):
 
     norm: Literal["pre", "post"] = "pre"
     """`pre`: x + mixer(norm(x)); `post`: x + norm(mixer(x)), for the mixer and the FFN of this layer."""
+    ffn_hidden: int | None = Field(default=None, gt=0)
+    """Hidden width of this layer's FFN; None: that of the model's `ffn` section."""
 
     def resolve(self, model: "BaseModelConfig") -> Self:
         """A copy in which nothing is None that the mixer needs. Raises ValueError when the sizes contradict."""
@@ -39,24 +42,48 @@ class Mixed(NamedTuple):
     stats: Mapping[str, Tensor] = MappingProxyType({})
 
 
-class Mixer(nn.Module):
+class Float32Module(nn.Module):
+    """A module some of whose parameters need more digits than the rest of the model."""
+
+    float32_parameters: ClassVar[tuple[str, ...]] = ()
+    """Own parameters that stay float32 whatever dtype the model is cast to, and take no weight decay."""
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
+        kept = {name: self._parameters[name] for name in self.float32_parameters}
+        data = {name: p.data for name, p in kept.items() if p is not None}
+        super()._apply(fn, recurse)
+        for name, old in data.items():
+            parameter = self._parameters[name]
+            if parameter is not None and parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = old.to(parameter.device, torch.float32)  # undo the cast, keep the move
+        return self
+
+
+class Mixer(Float32Module):
     """Base class of token mixers: sequences in, sequences out, strictly causal within each sequence.
 
     A subclass sets `Config`, `constant_state` and `float32_parameters`, names its output projection `o_proj`, and
-    implements `forward`, `new_state`, `flops_per_token` and `state_bytes`.
+    implements `forward`, `new_state`, `flops_per_token` and `state_bytes`; `shared` if its layers share parameters.
     """
 
     Config: ClassVar[type[MixerConfig]] = MixerConfig
     constant_state: ClassVar[bool]
     """Whether the decoding state stops growing with the sequence."""
-    float32_parameters: ClassVar[tuple[str, ...]] = ()
-    """Own parameters that stay float32 whatever dtype the model is cast to, and take no weight decay."""
     o_proj: nn.Linear
 
     def __init__(self, options: Any, model: "BaseModelConfig", index: int):
         super().__init__()
         self.options = options
         self.index = index
+
+    @classmethod
+    def shared(cls, layers: list[Any], model: "BaseModelConfig") -> nn.Module | None:
+        """What all layers of this mixer in a model have in common, or None; `layers` are these layers' options.
+
+        The model calls the module once per forward and hands element `index` of its result, one for every layer of the
+        stack, to each of these layers' forward as a last argument: parameters are used where they are owned alone.
+        """
+        return None
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
         """Mix x [B, T, D] within each of `sequences`; with a `state`, continue from it and update it in place."""
@@ -77,13 +104,3 @@ class Mixer(nn.Module):
     def on_step(self, stats: dict[str, Tensor]) -> dict[str, float]:
         """Called once per optimizer step with the summed `stats`: update buffers, return telemetry to log by name."""
         return {}
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
-        kept = {name: self._parameters[name] for name in self.float32_parameters}
-        data = {name: p.data for name, p in kept.items() if p is not None}
-        super()._apply(fn, recurse)
-        for name, old in data.items():
-            parameter = self._parameters[name]
-            if parameter is not None and parameter.dtype in (torch.bfloat16, torch.float16):
-                parameter.data = old.to(parameter.device)  # undo the cast, keep the move
-        return self

@@ -14,20 +14,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...kernels import gated_delta_rule
-from ...kernels.gated_delta import gated_delta_rule_flops
-from ...kernels.short_conv import short_conv
+from ...kernels import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
 from ..model.cache import LayerState
 from ..model.norm import RMSNorm, l2_normalize
 from ..model.sequences import Sequences
-from .attention import head_sizes
-from .base import Mixed, Mixer, MixerConfig
+from .base import Mixed
+from .recurrent import ChunkedConfig, RecurrentMixer, conv_kernel
+from .sizes import head_sizes
 
 if TYPE_CHECKING:
     from ..config import BaseModelConfig
 
 
-class GatedDeltaNetConfig(MixerConfig):
+class GatedDeltaNetConfig(ChunkedConfig):
     """Sizes default to keys of 3/4 and values of 3/2 the model's width, which makes 6 d_model^2 parameters."""
 
     n_heads: int | None = Field(default=None, gt=0)
@@ -38,7 +37,6 @@ class GatedDeltaNetConfig(MixerConfig):
     conv_size: int = Field(default=4, gt=0)
     allow_negative_eigenvalues: bool = False
     """beta in (0, 2) instead of (0, 1): the state can flip sign along k (Grazzi et al. 2024, arXiv 2411.12537)."""
-    chunk_size: int = 64
     norm_eps: float = Field(default=1e-5, gt=0)
 
     def resolve(self, model: "BaseModelConfig") -> Self:
@@ -52,22 +50,20 @@ class GatedDeltaNetConfig(MixerConfig):
         return self.model_copy(update=sizes)
 
 
-class GatedDeltaNet(Mixer):
+class GatedDeltaNet(RecurrentMixer):
     """See the module's equations. The state is one K x V matrix per value head and the convolution's last inputs."""
 
     Config = GatedDeltaNetConfig
-    constant_state = True
     float32_parameters = ("A_log", "dt_bias")
 
     def __init__(self, options: GatedDeltaNetConfig, model: "BaseModelConfig", index: int):
         super().__init__(options, model, index)
         self.n_heads, self.n_v_heads = options.n_heads or 0, options.n_v_heads or 0
         self.head_dim, self.v_head_dim = options.head_dim or 0, options.v_head_dim or 0
+        self.memory_shape = (self.n_v_heads, self.head_dim, self.v_head_dim)
         k, v = self.n_heads * self.head_dim, self.n_v_heads * self.v_head_dim
         self.qkv_proj = nn.Linear(model.d_model, 2 * k + v, bias=False)
-        self.conv = nn.Parameter(
-            torch.empty(2 * k + v, options.conv_size).uniform_(-1, 1) / math.sqrt(options.conv_size)
-        )
+        self.conv = conv_kernel(2 * k + v, options.conv_size)
         self.ab_proj = nn.Linear(model.d_model, 2 * self.n_v_heads, bias=False)
         self.A_log = nn.Parameter(torch.empty(self.n_v_heads).uniform_(0, 16).clamp(min=1e-4).log())
         dt = torch.empty(self.n_v_heads).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
@@ -77,31 +73,23 @@ class GatedDeltaNet(Mixer):
         self.o_proj = nn.Linear(v, model.d_model, bias=False)
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
-        recall = state is not None
-        qkv = self.qkv_proj(x)
-        qkv, conv = short_conv(
-            qkv,
-            self.conv,
-            initial_state=state["conv"].to(qkv.dtype) if state is not None else None,  # autocast may have changed it
-            output_final_state=recall,
-            cu_seqlens=sequences.cu_seqlens,
-        )
-        k_width = self.n_heads * self.head_dim
-        q, k, v = qkv.split([k_width, k_width, self.n_v_heads * self.v_head_dim], -1)
+        keys = self.n_heads * self.head_dim
+        qkv = self.convolve(self.qkv_proj(x), sequences, state)
+        q, k, v = qkv.split([keys, keys, self.n_v_heads * self.v_head_dim], -1)
         g, beta = self._gates(x)  # [B, T, HV]
-        o, memory = gated_delta_rule(
-            l2_normalize(q.unflatten(-1, (self.n_heads, self.head_dim))),
-            l2_normalize(k.unflatten(-1, (self.n_heads, self.head_dim))),
-            v.unflatten(-1, (self.n_v_heads, self.v_head_dim)),
-            g,
-            beta,
-            initial_state=state["memory"] if state is not None else None,
-            output_final_state=recall,
-            cu_seqlens=sequences.cu_seqlens,
-            chunk_size=self.options.chunk_size,
+        o = self.recur(
+            gated_delta_rule,
+            gated_delta_rule_step,
+            (
+                l2_normalize(q.unflatten(-1, (self.n_heads, self.head_dim))),
+                l2_normalize(k.unflatten(-1, (self.n_heads, self.head_dim))),
+                v.unflatten(-1, (self.n_v_heads, self.v_head_dim)),
+                g,
+                beta,
+            ),
+            sequences,
+            state,
         )
-        if state is not None and conv is not None and memory is not None:
-            state.update(conv=conv.detach().to(state["conv"].dtype), memory=memory.detach())
         gate = self.g_proj(x).unflatten(-1, (self.n_v_heads, self.v_head_dim))
         return Mixed(self.o_proj((self.o_norm(o) * F.silu(gate)).flatten(2)))
 
@@ -113,19 +101,7 @@ class GatedDeltaNet(Mixer):
         beta = b.sigmoid()
         return g, 2 * beta if self.options.allow_negative_eigenvalues else beta
 
-    def new_state(self, n: int, dtype: torch.dtype, device: torch.device) -> LayerState:
-        conv = torch.zeros(n, self.options.conv_size - 1, self.conv.shape[0], dtype=dtype, device=device)
-        exact = torch.promote_types(dtype, torch.float32)
-        memory = torch.zeros(n, self.n_v_heads, self.head_dim, self.v_head_dim, dtype=exact, device=device)
-        return LayerState(conv=conv, memory=memory)
-
-    def flops_per_token(self, T: int) -> float:
-        linears = (self.qkv_proj, self.ab_proj, self.g_proj, self.o_proj)
-        weights = sum(linear.weight.numel() for linear in linears) + self.conv.numel()
+    def memory_flops(self) -> float:
         group = self.n_v_heads // self.n_heads
         rule = gated_delta_rule_flops(self.head_dim, self.v_head_dim, self.options.chunk_size, group)
-        return 2 * weights + self.n_v_heads * rule
-
-    def state_bytes(self, T: int, dtype: torch.dtype = torch.float32) -> int:
-        memory = self.n_v_heads * self.head_dim * self.v_head_dim * max(dtype.itemsize, 4)
-        return memory + (self.options.conv_size - 1) * self.conv.shape[0] * dtype.itemsize
+        return self.n_v_heads * rule

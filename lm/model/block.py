@@ -20,20 +20,25 @@ class Block(nn.Module):
 
     def __init__(self, spec: LayerSpec, model: "BaseModelConfig", index: int):
         super().__init__()
+        self.kind = spec.mixer
         self.post_norm = spec.options.norm == "post"
         self.mixer_norm = RMSNorm(model.d_model, model.norm_eps)
         self.mixer = MIXERS[spec.mixer](spec.options, model, index)
         self.ffn_norm = RMSNorm(model.d_model, model.norm_eps)
         multiple = model.ffn.multiple_of
-        self.ffn = SwiGLU(model.d_model, model.ffn.hidden or -(-8 * model.d_model // (3 * multiple)) * multiple)
+        default = model.ffn.hidden or -(-8 * model.d_model // (3 * multiple)) * multiple
+        self.ffn = SwiGLU(model.d_model, spec.options.ffn_hidden or default)
 
-    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
-        """x [B, T, D] -> the layer's output in `Mixed.y`, the mixer's losses and statistics passed on."""
+    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None, *shared: Tensor) -> Mixed:
+        """x [B, T, D] -> the layer's output in `Mixed.y`, the mixer's losses and statistics passed on.
+
+        shared: this layer's part of what its kind of mixer shares, if it does; see `Mixer.shared`.
+        """
         if self.post_norm:
-            mixed = self.mixer(x, sequences, state)
+            mixed = self.mixer(x, sequences, state, *shared)
             x = x + self.mixer_norm(mixed.y)
             return mixed._replace(y=x + self.ffn_norm(self.ffn(x)))
-        mixed = self.mixer(self.mixer_norm(x), sequences, state)
+        mixed = self.mixer(self.mixer_norm(x), sequences, state, *shared)
         x = x + mixed.y
         return mixed._replace(y=x + self.ffn(self.ffn_norm(x)))
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mixers import Mixer
+from ..mixers import MIXERS, Mixer
 from .block import Block
 from .cache import Cache
+from .layout import LayerSpec
 from .loss import cap, full_cross_entropy, linear_cross_entropy, shift_labels
 from .norm import RMSNorm
 from .sequences import Sequences
@@ -47,7 +48,9 @@ class HybridLM(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(config.layer_specs()))
+        specs = config.layer_specs()
+        self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(specs))
+        self.shared = nn.ModuleDict(_shared_modules(specs, config))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -134,8 +137,10 @@ class HybridLM(nn.Module):
         x = self.embed(input_ids)  # [B, T, D]
         losses: dict[str, Tensor] = {}
         stats: dict[int, dict[str, Tensor]] = {}
-        for i, block in enumerate(self.blocks):
-            mixed = block(x, sequences, cache.layers[i] if cache else None)
+        shared = {kind: module() for kind, module in self.shared.items()}
+        for i, block in enumerate(self.layers()):
+            own = (shared[block.kind][i],) if block.kind in shared else ()
+            mixed = block(x, sequences, cache.layers[i] if cache else None, *own)
             x = mixed.y
             for name, loss in mixed.losses.items():
                 losses[name] = losses[name] + loss if name in losses else loss
@@ -207,6 +212,13 @@ class HybridLM(nn.Module):
         from ..run import Run
 
         return Run(path).load_model()
+
+
+def _shared_modules(specs: list[LayerSpec], config: "BaseModelConfig") -> dict[str, nn.Module]:
+    """By mixer, in the order of first appearance, what the layers of this mixer share."""
+    kinds = dict.fromkeys(spec.mixer for spec in specs)
+    modules = {kind: MIXERS[kind].shared([s.options for s in specs if s.mixer == kind], config) for kind in kinds}
+    return {kind: module for kind, module in modules.items() if module is not None}
 
 
 def _check_packing(input_ids: Tensor, cu_seqlens: Tensor) -> None:

@@ -24,9 +24,9 @@ def layer_specs(model: "BaseModelConfig") -> list[LayerSpec]:
     if len(given) != 1:
         raise ValueError(f"layers: give exactly one of pattern, ratio and layers, got {' and '.join(given) or 'none'}")
     if model.pattern is not None:
-        layers = _tile(model.pattern, model.n_layers, "pattern", len(model.pattern))
+        layers = _tile(model.pattern, model, "pattern")
     elif model.ratio is not None:
-        layers = _spread(model.ratio, model.n_layers)
+        layers = _tile(_spread(model.ratio), model, "ratio")
     else:
         layers = model.layers or []
         if len(layers) != model.n_layers:
@@ -38,25 +38,45 @@ def layer_specs(model: "BaseModelConfig") -> list[LayerSpec]:
     return [resolved[repr(layer)] for layer in layers]
 
 
-def _tile(period: list[Any], n_layers: int, key: str, length: int) -> list[Any]:
-    if n_layers % length:
-        low = max(n_layers // length, 1) * length
+def _tile(period: list[Any], model: "BaseModelConfig", key: str) -> list[Any]:
+    length, n_layers = len(period), model.n_layers
+    if n_layers % length == 0:
+        return period * (n_layers // length)
+    if model.remainder == "cut":
+        return _cut(period, n_layers, key)
+    low = max(n_layers // length, 1) * length
+    raise ValueError(
+        f"{key}: a period of {length} layers does not divide n_layers={n_layers}; use n_layers={low} or "
+        f"{low + length}, spell the layers out with layers:, or cut the last period with remainder: cut"
+    )
+
+
+def _cut(period: list[Any], n_layers: int, key: str) -> list[Any]:
+    """The period repeated and cut at `n_layers`; kinds that fall off altogether take the last layers.
+
+    With `ratio: {linear: r, attention: 1}` layer l is attention where (l + 1) mod (r + 1) = 0, and 24 layers of 24:1,
+    one short of their period, have it in layer 23: full attention is never first, and comes as late as it can.
+    """
+    layers = (period * (n_layers // len(period) + 1))[:n_layers]
+    kinds = [kind for i, kind in enumerate(period) if kind not in period[:i]]
+    fallen = [kind for kind in kinds if kind not in layers]
+    layers = layers[: max(n_layers - len(fallen), 0)] + fallen
+    if any(kind not in layers for kind in kinds):
         raise ValueError(
-            f"{key}: a period of {length} layers does not divide n_layers={n_layers}; "
-            f"use n_layers={low} or {low + length}, or spell the layers out with layers:"
+            f"{key}: n_layers={n_layers} has no place for each of the {len(kinds)} kinds of layer, even with "
+            f"remainder: cut; use n_layers={len(period)}, or spell the layers out with layers:"
         )
-    return period * (n_layers // length)
+    return layers
 
 
-def _spread(ratio: dict[str, int], n_layers: int) -> list[str]:
-    """A period of sum(ratio) layers, every mixer spread evenly and the rarest last, tiled over the depth."""
+def _spread(ratio: dict[str, int]) -> list[str]:
+    """A period of sum(ratio) layers, every mixer spread evenly and the rarest last."""
     bad = {name: share for name, share in ratio.items() if share < 1}
     if not ratio or bad:
         raise ValueError(f"ratio: {bad or ratio} is impossible; every share is a whole number of at least 1")
-    period = sum(ratio.values())
     # the j-th of n layers of a kind wants the end of its n-th part of the period; ties go to the larger share
     wanted = [((j + 1) / n, -n, name) for name, n in ratio.items() for j in range(n)]
-    return _tile([name for *_, name in sorted(wanted, key=lambda w: w[:2])], n_layers, "ratio", period)
+    return [name for *_, name in sorted(wanted, key=lambda w: w[:2])]
 
 
 def _spec(layer: str | dict[str, dict[str, Any]], model: "BaseModelConfig") -> LayerSpec:

@@ -47,3 +47,8 @@ def cos_sin(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin [B, T, 1, D / 2] of positions [B, T]."""
     angles = (positions.to(frequencies.dtype)[..., None] * frequencies)[:, :, None]
     return angles.cos(), angles.sin()
+
+
+def rotation(config: RopeConfig, head_dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin for `rotate`. Computed anew: a model cast to bfloat16 would round frequencies kept in a buffer."""
+    return cos_sin(inverse_frequencies(config, head_dim).to(positions.device), positions)

@@ -51,6 +51,11 @@ class Sequences:
         offset = torch.repeat_interleave(past - starts, lengths)
         return (offset + torch.arange(int(sum(self.lengths)), device=self.device))[None]
 
+    @cached_property
+    def single(self) -> bool:
+        """Whether every sequence has exactly one token in this call."""
+        return all(length == 1 for length in self.lengths)
+
     @property
     def fresh(self) -> bool:
         """Whether no sequence has a past."""

@@ -302,6 +302,29 @@ class RoundsItsDecay(LeakyMemory):
     float32_parameters = ()
 
 
+class Rates(nn.Module):
+    """Log rates of all layers [n_layers, 1]."""
+
+    def __init__(self, n_layers: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.full((n_layers, 1), -4.0))
+
+    def forward(self) -> Tensor:
+        return self.table
+
+
+class RoundsItsSharedRates(LeakyMemory):
+    """A table for all layers, which follows the model's dtype, scales the output."""
+
+    @classmethod
+    def shared(cls, layers: list[MixerConfig], model: "BaseModelConfig") -> Rates:
+        return Rates(model.n_layers)
+
+    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None, *rate: Tensor) -> Mixed:
+        mixed = super().forward(x, sequences, state)
+        return mixed._replace(y=mixed.y * rate[0].exp())
+
+
 class DecaysInLowPrecision(LeakyMemory):
     """exp(-r) is rounded to bfloat16 when the activations are: decays near 1 become 1."""
 

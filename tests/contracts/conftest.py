@@ -1,5 +1,6 @@
-"""Every contract runs on each registered mixer, a hybrid of all of them, and a correct stand-in of the tests' own."""
+"""Every contract runs on each registered mixer, a hybrid of all of them, random mixes, and a correct stand-in."""
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -15,8 +16,21 @@ VARIANTS = {
     "windowed": "{attention: {window: 32, n_kv_heads: 1, qk_norm: head}}",
     "post-norm": "{attention: {norm: post, qk_norm: full, rope: null}}",
     "signed": "{gated_deltanet: {n_heads: 2, n_v_heads: 4, allow_negative_eigenvalues: true, conv_size: 2}}",
+    "gated": "{deltanet: {n_heads: 3, head_dim: 10, output_gate: true, allow_negative_eigenvalues: true}}",
+    "expanded": "{hgrn: {expand_ratio: 2, ffn_hidden: 40}}",
+    "many-keys": "{hgrn2: {n_heads: 2, head_dim: 40, chunk_size: 32, recompute: true}}",
+    "odd-heads": "{retnet: {n_heads: 3, head_dim: 6, v_head_dim: 10, chunk_size: 16}}",
+    "fast-gate": "{gla: {n_heads: 3, head_dim: 7, v_head_dim: 10, gate_rank: 3, gate_normalizer: 1, recompute: true}}",
 }
 """Options that change how a mixer computes or what it remembers."""
+MIXES = ("mix 1", "mix 2", "mix 3")  # other layers for every contract
+
+
+def sampled_layers(seed: str) -> tuple[str, ...]:
+    """Four layers of any mixers; a mixer comes in one form, as layers that share a table need equal sizes."""
+    rng = random.Random(seed)
+    forms = {name: [name, *(v for v in VARIANTS.values() if v.startswith(f"{{{name}:"))] for name in MIXERS}
+    return tuple(rng.choices([rng.choice(form) for form in forms.values()], k=4))
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +49,13 @@ def register(monkeypatch) -> Callable[[type[Mixer]], Builder]:
     return add
 
 
-@pytest.fixture(params=[*MIXERS, "hybrid", *VARIANTS, STAND_IN])
+@pytest.fixture(params=[*MIXERS, "hybrid", *MIXES, *VARIANTS, STAND_IN])
 def build(request, register) -> Builder:
     """The models under contract. A mixer registered tomorrow is one more parameter."""
     if request.param == STAND_IN:
         return register(LeakyMemory)
     if request.param == "hybrid":
         return Builder(tuple(MIXERS))
+    if request.param in MIXES:
+        return Builder(sampled_layers(request.node.name))
     return Builder((VARIANTS.get(request.param, request.param),))

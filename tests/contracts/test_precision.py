@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridlm.lm import HybridLM
+from hybridlm.lm.mixers import Mixer
 from hybridlm.lm.model.norm import RMSNorm
 from hybridlm.tests.contracts import broken
 from hybridlm.tests.contracts.harness import Build, gradients, scores, tokens, weights_like
@@ -71,17 +72,23 @@ def check_decoding(build: Build) -> None:
 
 
 def check_exact_parameters(build: Build) -> None:
-    """Decays, rates and gates' biases, that is every vector of a mixer but the norms' weights, survive every cast."""
+    """Decays, rates and gates' biases survive every cast: what layers share and all vectors but norms."""
     for cast in CASTS:
         model, before = build(), build()
         cast(model)
         assert model.embed.weight.dtype != torch.float32
-        for mixer, old in zip(model.mixers(), before.mixers(), strict=True):
+        for mixer, old in zip(_owners(model), _owners(before), strict=True):
             norms = {id(p) for module in mixer.modules() if isinstance(module, RMSNorm) for p in module.parameters()}
+            exact = mixer.float32_parameters if isinstance(mixer, Mixer) else dict(mixer.named_parameters())
             for name, parameter in mixer.named_parameters():
-                if name in mixer.float32_parameters or (parameter.ndim <= 1 and id(parameter) not in norms):
+                if name in exact or (parameter.ndim <= 1 and id(parameter) not in norms):
                     assert parameter.dtype == torch.float32, f"{type(mixer).__name__}.{name} became {parameter.dtype}"
                     assert torch.equal(parameter, old.get_parameter(name)), f"{name} was rounded on the way"
+
+
+def _owners(model: HybridLM) -> list[nn.Module]:
+    """The mixers, and the modules of gates that their layers share."""
+    return [*model.mixers(), *model.shared.values()]
 
 
 CHECKS = [check_autocast, check_cast_model, check_decoding, check_exact_parameters]
@@ -99,6 +106,7 @@ def test_contract(check, build):
         (check_cast_model, broken.DecaysInLowPrecision),
         (check_decoding, broken.DecaysInLowPrecision),
         (check_exact_parameters, broken.RoundsItsDecay),
+        (check_exact_parameters, broken.RoundsItsSharedRates),
     ],
 )
 def test_broken_mixer_fails(check, mixer, register):

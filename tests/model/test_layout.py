@@ -38,6 +38,42 @@ def test_ratio_is_exact_and_evenly_spread(a, b, periods):
         assert abs(period[:i].count("attention") - i * b / (a + b)) < 1 + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("n_layers", "share", "full"),
+    [
+        (24, 24, [23]),
+        (24, 12, [12]),
+        (24, 6, [6, 13, 20]),
+        (24, 3, [3, 7, 11, 15, 19, 23]),
+        (21, 24, [20]),
+        (21, 12, [12]),
+        (21, 6, [6, 13, 20]),
+        (21, 3, [3, 7, 11, 15, 19]),
+    ],
+)
+def test_where_full_attention_lies_in_the_hybrid_study(n_layers, share, full):
+    """Layer l is full where (l + 1) mod (share + 1) = 0, and the last one where that gives none (arXiv 2507.06457)."""
+    layers = names(n_layers=n_layers, ratio={"gated_deltanet": share, "attention": 1}, remainder="cut")
+    assert [i for i, name in enumerate(layers) if name == "attention"] == full
+    assert layers.count("gated_deltanet") == n_layers - len(full)
+
+
+def test_a_cut_pattern_keeps_every_kind_of_layer():
+    pattern = ["gated_deltanet", "gated_deltanet", "gated_deltanet", {"attention": {"window": 16}}]
+    cut = small(n_layers=3, pattern=pattern, remainder="cut").layer_specs()
+    assert [spec.mixer for spec in cut] == ["gated_deltanet", "gated_deltanet", "attention"]
+    assert getattr(cut[-1].options, "window", None) == 16
+
+
+@given(share=st.integers(1, 30), n_layers=st.integers(2, 40))
+def test_a_cut_ratio_begins_like_the_whole_one(share, n_layers):
+    ratio = {"gated_deltanet": share, "attention": 1}
+    layers = names(n_layers=n_layers, ratio=ratio, remainder="cut")
+    period = names(n_layers=share + 1, ratio=ratio)
+    assert len(layers) == n_layers and set(layers) == set(ratio)
+    assert layers[:-1] == (period * n_layers)[: n_layers - 1]
+
+
 def test_options_per_layer():
     layers = ["attention", {"attention": {"window": 16, "rope": None}}]
     model = build(layers=layers, attention={"n_heads": 4, "head_dim": 8, "n_kv_heads": 2})
@@ -58,13 +94,24 @@ def test_description_folds_repeats():
     [
         (
             {"n_layers": 6, "pattern": THREE_TO_ONE},
-            "pattern: a period of 4 layers does not divide n_layers=6; use n_layers=4 or 8, or spell the layers out "
-            "with layers:",
+            "pattern: a period of 4 layers does not divide n_layers=6; use n_layers=4 or 8, spell the layers out "
+            "with layers:, or cut the last period with remainder: cut",
         ),
         (
             {"n_layers": 2, "ratio": {"gated_deltanet": 3, "attention": 1}},
-            "ratio: a period of 4 layers does not divide n_layers=2; use n_layers=4 or 8, or spell the layers out "
-            "with layers:",
+            "ratio: a period of 4 layers does not divide n_layers=2; use n_layers=4 or 8, spell the layers out "
+            "with layers:, or cut the last period with remainder: cut",
+        ),
+        (
+            {"n_layers": 1, "remainder": "cut", "ratio": {"gated_deltanet": 2, "attention": 1}},
+            "ratio: n_layers=1 has no place for each of the 2 kinds of layer, even with remainder: cut; use "
+            "n_layers=3, or spell the layers out with layers:",
+        ),
+        (
+            # plain attention would take the place of the only windowed one
+            {"remainder": "cut", "pattern": ["gated_deltanet", {"attention": {"window": 16}}, "attention"]},
+            "pattern: n_layers=2 has no place for each of the 3 kinds of layer, even with remainder: cut; use "
+            "n_layers=3, or spell the layers out with layers:",
         ),
         (
             {"n_layers": 3, "layers": ["attention"] * 2},

@@ -1,0 +1,85 @@
+"""GLA: linear attention with a learned decay per key channel (Yang et al. 2023, arXiv 2312.06635, eq. 3 and sec. 4.4).
+
+q, k, v = x W_qkv;  log alpha_t = logsigmoid(x W_a1 W_a2 + b_a) / 16
+S_t = diag(alpha_t) S_{t-1} + k_t v_t^T;  o_t = S_t^T q_t / sqrt(K);  y = (RMSNorm(o) * silu(x W_g)) W_o
+"""
+
+from typing import TYPE_CHECKING, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
+from ..model.cache import LayerState
+from ..model.norm import RMSNorm
+from ..model.sequences import Sequences
+from .base import Mixed
+from .recurrent import ChunkedConfig, RecurrentMixer
+from .sizes import head_count
+
+if TYPE_CHECKING:
+    from ..config import BaseModelConfig
+
+
+class GLAConfig(ChunkedConfig):
+    """4 heads (fewer below d_model = 128), keys half as wide as the model, values as wide: 4 d_model^2 parameters."""
+
+    n_heads: int | None = Field(default=None, gt=0)
+    head_dim: int | None = Field(default=None, gt=0)
+    v_head_dim: int | None = Field(default=None, gt=0)
+    gate_rank: int = Field(default=16, gt=0)
+    gate_normalizer: float = Field(default=16.0, gt=0)
+    """What the log of the gate is divided by: the larger, the slower the memory forgets at first."""
+
+    def resolve(self, model: "BaseModelConfig") -> Self:
+        n_heads = self.n_heads or head_count(model.d_model, most=4, narrowest=32)
+        v_head_dim = self.v_head_dim or max(1, model.d_model // n_heads)
+        head_dim = self.head_dim or max(1, model.d_model // (2 * n_heads))
+        return self.model_copy(update={"n_heads": n_heads, "head_dim": head_dim, "v_head_dim": v_head_dim})
+
+
+class GLA(RecurrentMixer):
+    """See the module's equations. The state is one K x V matrix per head."""
+
+    Config = GLAConfig
+    float32_parameters = ("a_bias",)
+
+    def __init__(self, options: GLAConfig, model: "BaseModelConfig", index: int):
+        super().__init__(options, model, index)
+        self.n_heads, self.head_dim = options.n_heads or 0, options.head_dim or 0
+        self.v_head_dim = options.v_head_dim or 0
+        self.memory_shape = (self.n_heads, self.head_dim, self.v_head_dim)
+        k, v = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
+        self.qkv_proj = nn.Linear(model.d_model, 2 * k + v, bias=False)
+        self.a1_proj = nn.Linear(model.d_model, options.gate_rank, bias=False)
+        self.a2_proj = nn.Linear(options.gate_rank, k, bias=False)
+        self.a_bias = nn.Parameter(torch.zeros(k))
+        self.g_proj = nn.Linear(model.d_model, v, bias=False)
+        self.o_norm = RMSNorm(self.v_head_dim, model.norm_eps)
+        self.o_proj = nn.Linear(v, model.d_model, bias=False)
+
+    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+        keys = self.n_heads * self.head_dim
+        qkv = self.qkv_proj(x).split([keys, keys, self.n_heads * self.v_head_dim], -1)
+        q, k, v, g = (y.unflatten(-1, (self.n_heads, -1)) for y in (*qkv, self.log_decay(x)))  # [B, T, H, ...]
+        o = self.recur(
+            gated_linear_attention,
+            gated_linear_attention_step,
+            (q, k, v, g),
+            sequences,
+            state,
+        )
+        gate = self.g_proj(x).unflatten(-1, (self.n_heads, self.v_head_dim))
+        return Mixed(self.o_proj((self.o_norm(o) * F.silu(gate)).flatten(2)))
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """log alpha [B, T, H K], float32: a decay near 1 needs more digits than bfloat16 has."""
+        logits = self.a2_proj(self.a1_proj(x))
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32)) + self.a_bias
+        return F.logsigmoid(exact) / self.options.gate_normalizer
+
+    def memory_flops(self) -> float:
+        rule = gated_linear_attention_flops(self.head_dim, self.v_head_dim, self.options.chunk_size, "channel")
+        return self.n_heads * rule
