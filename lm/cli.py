@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,11 +10,12 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-bench_app = typer.Typer(help="Measure this machine: operators, training.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure: operators, training, a study of many variants.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe's name or YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.steps=100")]
+Only = Annotated[str | None, typer.Option(metavar="GLOB", help="variants of a grid, e.g. '*-6to1'; default: all")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, e.g. runs/demo")]
 
 
@@ -52,6 +54,7 @@ def train(
         str, typer.Argument(metavar="RECIPE", help="a recipe's name, YAML file, or a run folder to go on with")
     ],
     overrides: Overrides = None,
+    variant: Annotated[str | None, typer.Option(help="one of the recipe's grid; see hybridlm recipes RECIPE")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print parameters, FLOPs, tokens and memory, and stop")
     ] = False,
@@ -62,10 +65,15 @@ def train(
     """
     from .config import Recipe
 
+    given = list(overrides or ())
+    if variant is not None:
+        chosen = Recipe.load(recipe).variant(variant).overrides
+        _console().print(f"variant {variant}: {shlex.join(chosen)}", highlight=False, soft_wrap=True)
+        given = [*chosen, *given]
     if (Path(recipe) / "recipe.yaml").is_file():
-        loaded = Recipe.load(Path(recipe) / "recipe.yaml", [*(overrides or ()), f"train.out={recipe}"])
+        loaded = Recipe.load(Path(recipe) / "recipe.yaml", [*given, f"train.out={recipe}"])
     else:
-        loaded = Recipe.load(recipe, overrides or ())
+        loaded = Recipe.load(recipe, given)
     if dry_run:
         from .summary import print_summary
 
@@ -113,18 +121,29 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="on
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes that come with the package, with their parameters and tokens."""
-    from ..tools.recipes import list_recipes
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="the recipe whose variants to compare")] = None,
+    only: Only = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="the variants as a Markdown table")] = False,
+) -> None:
+    """List the recipes that come with the package, or one recipe's variants by size, state and FLOPs."""
+    from ..tools.recipes import list_recipes, show_recipe
 
-    list_recipes(_console())
+    if name:
+        show_recipe(name, only, markdown, _console())
+    else:
+        list_recipes(_console())
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    build: Annotated[bool, typer.Option("--build", help="compile the native CPU kernels, and no report")] = False,
+) -> None:
     """Versions, devices, kernel backends, stale build locks, and what to do about each problem."""
-    from ..tools.doctor import run_doctor
+    from ..tools.doctor import build_native, run_doctor
 
+    if build:
+        return build_native(_console())
     raise typer.Exit(run_doctor(_console()))
 
 
@@ -135,7 +154,7 @@ def bench_ops(
     chunk_size: Annotated[int, typer.Option(help="tokens per chunk of our side")] = 64,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
 ) -> None:
-    """Operators against transformers' fallbacks, alternating in one process."""
+    """Every operator's CPU backends against transformers and flash-linear-attention, in turn in one process."""
     from ..tools.bench_ops import bench_ops as measure
 
     result = measure(tuple(threads or (1, 2)), repeats, chunk_size=chunk_size, console=_console())
@@ -153,6 +172,46 @@ def bench_train(
     from ..tools.bench_train import bench
 
     bench(steps, precision, threads, _console())
+
+
+@bench_app.command("study")
+def bench_study(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(min=1, help="variants that train at the same time, on a thread each")] = 2,
+    only: Only = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the runs and tables; default: runs/{name}")] = None,
+) -> None:
+    """Train every variant of a grid recipe and table scores, speed, parameters and state; goes on where it stopped."""
+    from ..tools.study import study
+
+    study(recipe, overrides or [], jobs, only, out, _console())
+
+
+@bench_app.command("kernels")
+def bench_kernels(
+    op: Annotated[list[str] | None, typer.Option(help="an operator; default: all")] = None,
+    targets: Annotated[
+        str, typer.Option(help="comma-separated, to compile for: sm_80, sm_90, sm_100, sm_120, gfx942")
+    ] = "sm_80,sm_90",
+    peer: Annotated[bool, typer.Option(help="beside flash-linear-attention's kernels")] = True,
+    head_dims: Annotated[
+        str | None, typer.Option(help="comma-separated, for the sweep; with --plot: 16,32,64,128,256")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="draw bytes and bounds against the head dim")] = None,
+    budget_check: Annotated[
+        bool, typer.Option("--budget-check", help="only hold our kernels against tools/kernel_report/budgets.json")
+    ] = False,
+    record: Annotated[bool, typer.Option("--record", help="only rewrite those budgets")] = False,
+) -> None:
+    """Registers, spills, bytes, launches, host time and time bounds of every Triton kernel; needs no GPU."""
+    from ..tools.kernel_report.report import PLOT_DIMS, check_budgets, report_kernels
+
+    if budget_check or record:
+        raise typer.Exit(0 if check_budgets(_console(), record) else 1)
+    dims = [int(dim) for dim in head_dims.split(",")] if head_dims else list(PLOT_DIMS) if plot_file else []
+    report_kernels(op or [], targets.split(","), peer, dims, json_file, plot_file, _console())
 
 
 def _console():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import yaml
 from pydantic import Field, create_model, model_validator
 
+from .grid import GridConfig, Variant
 from .mixers import MIXERS
 from .mixers.base import MixerConfig
 from .strict import ConfigError, Strict, nearest
@@ -42,6 +43,9 @@ class BaseModelConfig(Strict):
     pattern: list[Layer] | None = Field(default=None, min_length=1)
     ratio: dict[str, int] | None = None
     layers: list[Layer] | None = None
+    remainder: Literal["error", "cut"] = "error"
+    """What a period of `pattern` or `ratio` that does not divide `n_layers` is: an error, or cut where the layers end;
+    a kind of layer that is then left out altogether takes the last layer."""
     ffn: FFNConfig = FFNConfig()
     norm_eps: float = Field(default=1e-6, gt=0)
     tie_embeddings: bool = True
@@ -217,6 +221,7 @@ class Recipe(Strict):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
+    grid: GridConfig | None = Field(default=None, description="named variants of this recipe; see lm/grid.py")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -236,6 +241,19 @@ class Recipe(Strict):
         for override in overrides:
             _apply(tree, override)
         return cls.parse(tree, where=path.name)
+
+    def variants(self) -> dict[str, Variant]:
+        """The grid's variants by name; none without a grid."""
+        return self.grid.variants(self.name) if self.grid else {}
+
+    def variant(self, name: str) -> Variant:
+        """One of the grid's variants. Raises ConfigError that names the nearest."""
+        found = self.variants()
+        if not found:
+            raise ConfigError(f"variant {name!r}: recipe {self.name} has no grid section; leave --variant out")
+        if name not in found:
+            raise ConfigError(f"variant {name!r}: not in the grid of {self.name}; {nearest(name, found)}")
+        return found[name]
 
     def run_folder(self) -> Path:
         """Where this recipe's run lives."""

@@ -2,9 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 
 @contextlib.contextmanager
@@ -14,3 +16,37 @@ def stage(console: Console, what: str) -> Iterator[None]:
     console.print(f"{what} ...", highlight=False)
     yield
     console.print(f"{what}: {time.perf_counter() - started:.1f} s", highlight=False)
+
+
+def si(value: float) -> str:
+    """Three significant digits with a decimal prefix: 341 M, 1.26 G."""
+    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E", "Z"))
+
+
+def binary(n_bytes: float) -> str:
+    """Three significant digits of bytes with a binary prefix: 96 KiB, 1.46 MiB."""
+    return _scaled(n_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(value: float, base: int, prefixes: tuple[str, ...]) -> str:
+    power = 0
+    while value >= 999.5 and power < len(prefixes) - 1:  # what would be written with four digits
+        value, power = value / base, power + 1
+    digits = f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+    return f"{digits} {prefixes[power]}".rstrip()
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A pipe table, the first column to the left and the others, which are numbers, to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """The same on a terminal, without lines between the columns."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for i, column in enumerate(header):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)  # a name is never cut off
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -59,7 +59,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tiny_recipe):
         (
             "model.ratio={gated_deltanet: 3, attention: 1}",
             "model: ratio: a period of 4 layers does not divide n_layers=2; use n_layers=4 or 8, "
-            "or spell the layers out with layers:",
+            "spell the layers out with layers:, or cut the last period with remainder: cut",
         ),
         (
             "model.ratio={gated_deltanet: 0, attention: 1}",

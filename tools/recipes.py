@@ -1,30 +1,78 @@
-"""The recipes that come with the package, with what each would build."""
+"""The recipes that come with the package, with what each would build, and the variants of one side by side."""
 
-import torch
+from fnmatch import fnmatch
+
 from rich.console import Console
 from rich.table import Table
 
 from ..lm.config import RECIPES, Recipe
-from ..lm.model import HybridLM
+from ..lm.console import binary, markdown_table, plain_table, si
+from ..lm.grid import Variant
 from ..lm.model.layout import describe
+from ..lm.strict import ConfigError, nearest
+from ..lm.summary import Size, size_of
+
+HEADER = ("variant", "layers", "parameters", "non-emb.", "state", "per token", "FLOPs/token", "tokens")
+NOTES = (
+    "layers: linear + full. non-emb.: without embedding and head. state: bytes per sequence that do not grow; "
+    "per token: what every token adds (KV); in {precision}, recurrences in float32. "
+    "FLOPs/token: forward matmuls in a sequence of {context} tokens."
+)
 
 
 def list_recipes(console: Console) -> None:
     """One row per file below recipes/."""
+    numbers = ("parameters", "tokens", "training FLOPs")
     table = Table(title="recipes", title_justify="left")
-    for column in ("recipe", "layers", "parameters", "tokens", "training FLOPs", "description"):
-        table.add_column(column, justify="right" if column in ("parameters", "tokens", "training FLOPs") else "left")
+    for column in ("recipe", *numbers, "description and layers"):
+        table.add_column(column, justify="right" if column in numbers else "left")
     for path in sorted(RECIPES.rglob("*.yaml")):
         recipe = Recipe.load(path)
-        with torch.device("meta"):
-            model = HybridLM(recipe.model)
-        tokens = recipe.train.steps * recipe.train.batch * recipe.model.context
-        table.add_row(
-            str(path.relative_to(RECIPES).with_suffix("")),
-            describe(recipe.model.layer_specs()),
-            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M",
-            f"{tokens / 1e6:.1f} M",
-            f"{3 * model.flops_per_token(recipe.model.context) * tokens:.1e}",
-            recipe.description,
-        )
+        size = size_of(recipe)
+        name = str(path.relative_to(RECIPES).with_suffix(""))
+        flops = 3 * size.flops_per_token * size.tokens
+        what = f"{recipe.description}\n[dim]{describe(recipe.model.layer_specs())}[/]"
+        if variants := recipe.variants():
+            what += f"\n[dim]{len(variants)} variants: hybridlm recipes {name}[/]"
+        table.add_row(name, si(size.parameters), si(size.tokens), f"{flops:.1e}", what)
     console.print(table)
+
+
+def show_recipe(name: str, only: str | None, markdown: bool, console: Console) -> None:
+    """The variants of a grid recipe side by side, or the one line of a recipe without a grid.
+
+    A comparison of mixers is one of parameter counts and state sizes too; here they are before anything is trained.
+    """
+    recipe = Recipe.load(name)
+    variants = select(recipe, only) if recipe.grid else [Variant(recipe.name, [])]
+    rows = [(v.name, *size_cells(size_of(Recipe.load(name, v.overrides)))) for v in variants]
+    notes = NOTES.format(precision=recipe.train.precision, context=recipe.model.context)
+    if markdown:
+        console.out(markdown_table(HEADER, rows) + f"\n{notes}", highlight=False)
+    else:
+        console.print(plain_table(f"{name}: {recipe.description}", HEADER, rows))
+        console.print(notes, highlight=False)
+
+
+def select(recipe: Recipe, only: str | None) -> list[Variant]:
+    """The variants of a grid recipe whose names match the glob `only`, all without one."""
+    found = recipe.variants()
+    if not found:
+        raise ConfigError(f"recipe {recipe.name}: has no grid section; train it by itself, or add a grid")
+    chosen = [variant for name, variant in found.items() if fnmatch(name, only or "*")]
+    if not chosen:
+        raise ConfigError(f"--only {only!r}: matches no variant of {recipe.name}; {nearest(str(only), found)}")
+    return chosen
+
+
+def size_cells(size: Size) -> tuple[str, ...]:
+    """One row of the side-by-side table, after the name."""
+    return (
+        " + ".join(str(n) for n in size.layers.values()),
+        si(size.parameters),
+        si(size.non_embedding),
+        binary(size.state),
+        binary(size.state_per_token),
+        si(size.flops_per_token),
+        si(size.tokens),
+    )

@@ -135,4 +135,5 @@ def _stream(source: "SourceConfig") -> Iterator[dict[str, Any]]:
         raise
     except Exception as error:  # the library raises dozens of types, of its own and of HTTP clients
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"source {source.name!r}: cannot read {source.path}: {reason}") from None
+        fix = "; check the network, or give local files with format=parquet" if source.format == "hub" else ""
+        raise DataError(f"source {source.name!r}: cannot read {source.path}: {reason}{fix}") from None

@@ -64,7 +64,9 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
         raise OSError("no route\n to host")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(DataError, match=r"^source 'made': cannot read owner/set: no route to host$"):
+    with pytest.raises(
+        DataError, match=r"^source 'made': cannot read owner/set: no route to host; check the network, or give "
+    ):
         read(format="hub", path="owner/set")
 
 
