@@ -65,31 +65,26 @@ def no_tokens_state(initial_state: Tensor | None, shape: list[int], v: Tensor) -
 
 
 def check_log_decay(g: Tensor) -> None:
-    """g <= 0. NaN passes: what a diverging run does about it is not the operator's to decide."""
-    reason = "allowed: <= 0, it is the log of a decay; e.g. torch.nn.functional.logsigmoid(g)"
+    """g <= 0, where values can be looked at. NaN passes: what a diverging run does about it is not for here."""
+    if not on_host(g):
+        return
     high = g.detach().amax()
-    if _on_host(g):
-        if high > 0:
-            raise ValueError(f"g has values up to {high.item():.4g}; {reason}")
-    else:
-        torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]
-            ~(high > 0), f"g has values above 0; {reason}"
-        )
+    if high > 0:
+        reason = "allowed: <= 0, it is the log of a decay; e.g. torch.nn.functional.logsigmoid(g)"
+        raise ValueError(f"g has values up to {high.item():.4g}; {reason}")
 
 
 def check_beta(beta: Tensor) -> None:
     """0 <= beta <= 2, the range in which I - beta k k^T with a unit key does not enlarge the state. NaN passes."""
-    reason = "allowed: 0 to 2, outside the state grows without bound; e.g. torch.sigmoid(beta)"
+    if not on_host(beta):
+        return
     low, high = beta.detach().aminmax()
-    if _on_host(beta):
-        if low < 0 or high > 2:
-            raise ValueError(f"beta has values from {low.item():.4g} to {high.item():.4g}; {reason}")
-    else:
-        torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]
-            ~((low < 0) | (high > 2)), f"beta has values below 0 or above 2; {reason}"
-        )
+    if low < 0 or high > 2:
+        reason = "allowed: 0 to 2, outside the state grows without bound; e.g. torch.sigmoid(beta)"
+        raise ValueError(f"beta has values from {low.item():.4g} to {high.item():.4g}; {reason}")
 
 
-def _on_host(x: Tensor) -> bool:
-    """Whether values can be looked at for free; elsewhere the assertion waits in the queue, without a sync."""
+def on_host(x: Tensor) -> bool:
+    """Whether values can be looked at for free. On a GPU that would wait for the device, and an assertion in its queue
+    would launch more kernels than the operators themselves: the Triton kernels make NaN of such values instead."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -99,9 +99,10 @@ def contiguous(*tensors: Tensor | None) -> list[Any]:
 def gate_sums(g):
     """Running sums G of log decays [C] in two parts: multiples of 2^-10, exact in float32, and the small rest.
 
-    A difference of sums is then exact in the first part and cancels nothing but small numbers in the second.
+    A difference of sums is then exact in the first part and cancels nothing but small numbers in the second. NaN where
+    g is above 0 and no decay.
     """
-    g = g.to(tl.float32)
+    g = tl.where(g > 0, float("nan"), g.to(tl.float32))
     g = tl.where(g < -128.0, -128.0, g)  # e^-128 is 0 in float32; keeps 64 sums below 2^13
     coarse = tl.floor(g * 1024.0) * 0.0009765625
     return tl.cumsum(coarse, 0), tl.cumsum(g - coarse, 0)

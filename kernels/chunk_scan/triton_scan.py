@@ -247,7 +247,7 @@ def chunk_scan_backward(
 def blocks(K: int, V: int, heads: int, dtype: torch.dtype, n_processors: int) -> dict[str, int]:
     """Columns of the state per program, for `heads` states: as many as registers hold and still fill the device."""
     BK = padded(K)
-    BV = min(padded(V), max(16, min(64, 4096 // BK)))
+    BV = min(padded(V), max(16, min(64, 8192 // (BK * dtype.itemsize))))
     while BV > 16 and heads * triton.cdiv(V, BV) < n_processors:
         BV //= 2
     return {"BK": BK, "BV": BV, "num_warps": 4, "num_stages": 2 if dtype.itemsize == 2 else 1}

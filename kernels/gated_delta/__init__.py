@@ -55,7 +55,7 @@ def gated_delta_rule(
 
     Returns o [B, T, HV, V] in v's dtype and, if asked for, the final state like initial_state (an empty document's is
     its initial state), else None. Raises ValueError on inputs that do not fit (on a GPU the values of g and beta are
-    asserted there, without waiting), BackendUnavailable on a backend that cannot run here.
+    not looked at: the Triton kernels make NaN of wrong ones), BackendUnavailable on a backend that cannot run here.
     """
     sequences = _check(q, k, v, g, beta, initial_state, cu_seqlens, chunk_size)
     run = choose("gated_delta_rule", backend, q.device)

@@ -85,7 +85,8 @@ def delta_gradients(
 
     Matrices over pairs of tokens are [writer j, reader i], the transpose of A and P. With M_ji = <E_j, dO_i> and
     N_ji = <E_j, dV_i>, beta_j (scale <q_i, k_j> M_ji - <k_i, k_j> N_ji) is the gradient of the log of a
-    pair's decay, and the factor of beta_j is the pair's share in beta_j's gradient.
+    pair's decay, and the factor of beta_j is the pair's share in beta_j's gradient. V is walked twice, for the pairs
+    and then for the states, which halves what has to stay in registers.
     """
     key_head = tl.program_id(0) % H
     c = tl.program_id(0) // H
@@ -98,9 +99,7 @@ def delta_gradients(
     k += (row * H + key_head) * K
     at_k = i[:, None] * (H * K) + key[None, :]
     in_k = real[:, None] & (key < K)[None, :]
-    at_kt = i[None, :] * (H * K) + key[:, None]  # transposed
-    in_kt = real[None, :] & (key < K)[:, None]
-    dqueries = tl.zeros([BK, C], tl.float32)  # transposed
+    dqueries = tl.zeros([C, BK], tl.float32)
     dkeys = tl.zeros([C, BK], tl.float32)
     for member in range(0, HV // H):
         head = key_head * (HV // H) + member
@@ -108,15 +107,42 @@ def delta_gradients(
         chunk_head = c.to(tl.int64) * HV + head
         if g is not None:
             coarse, fine = gate_sums(tl.load(g + token + i * HV, mask=real, other=0.0))
-            since = decays_since(coarse, fine)  # e^G
-        else:
-            since = tl.full([C], 1.0, tl.float32)
-        if g is not None and HV > H:  # the share of earlier heads of the group in the sums
-            earlier = tl.sum(tl.load(q + at_kt, mask=in_kt, other=0.0).to(tl.float32) * dqueries, 0)
-            earlier += tl.sum(tl.load(k + at_k, mask=in_k, other=0.0).to(tl.float32) * dkeys, 1)
-        # through the states: read before the chunk, written behind it
+        strength = tl.load(beta + token + i * HV, mask=real, other=0.0).to(tl.float32)
+        # within the chunk
         m = tl.zeros([C, C], tl.float32)
         n = tl.zeros([C, C], tl.float32)
+        for start in range(0, V, BV):
+            value = start + tl.arange(0, BV)
+            at_v = i[:, None] * (HV * V) + value[None, :]
+            in_v = real[:, None] & (value < V)[None, :]
+            error = tl.load(e + token * V + at_v, mask=in_v, other=0.0)  # [C, BV]
+            dout = tl.load(do + token * V + at_v, mask=in_v, other=0.0)
+            dvalues = tl.load(dv + token * V + at_v, mask=in_v, other=0.0)
+            m = tl.dot(error, tl.trans(dout), m, input_precision=PREC)
+            n = tl.dot(error, tl.trans(dvalues), n, input_precision=PREC)
+        if g is not None:
+            decay = decays_between_transposed(coarse, fine)
+            m *= decay
+            n *= decay
+        m = tl.where(i[:, None] <= i[None, :], m, 0.0) * scale
+        n = tl.where(i[:, None] < i[None, :], n, 0.0)
+        queries = tl.load(q + at_k, mask=in_k, other=0.0)  # [C, BK]
+        keys = tl.load(k + at_k, mask=in_k, other=0.0)
+        pairs = tl.dot(keys, tl.trans(queries), input_precision=PREC) * m
+        pairs -= tl.dot(keys, tl.trans(keys), input_precision=PREC) * n
+        dstrength = tl.sum(pairs, 1)
+        if g is not None:
+            # gate t decays all pairs of a writer before t and a reader from t on: sums of those alone cancel nothing
+            later = tl.where(i[:, None] >= i[None, :], 1.0, 0.0)  # [reader, t]
+            across = tl.dot(pairs * strength[:, None], later, input_precision=PREC)  # [writer, t]
+            dgate = tl.sum(tl.where(i[:, None] < i[None, :], across, 0.0), 0)
+        dpairs = (m * strength[:, None]).to(dtype)
+        n *= -strength[:, None]
+        n = (n + tl.trans(n)).to(dtype)
+        # through the states: read before the chunk, written behind it
+        since = decays_since(coarse, fine) if g is not None else tl.full([C], 1.0, tl.float32)  # e^G
+        read = tl.zeros([C, BK], tl.float32)
+        forgot = tl.zeros([C, BK], tl.float32)
         written = tl.zeros([C, BK], tl.float32)
         kept = tl.zeros([BK], tl.float32)
         for start in range(0, V, BV):
@@ -130,52 +156,31 @@ def delta_gradients(
             error = tl.load(e + token * V + at_v, mask=in_v, other=0.0)  # [C, BV]
             dout = tl.load(do + token * V + at_v, mask=in_v, other=0.0)
             dvalues = tl.load(dv + token * V + at_v, mask=in_v, other=0.0)
-            m = tl.dot(error, tl.trans(dout), m, input_precision=PREC)
-            n = tl.dot(error, tl.trans(dvalues), n, input_precision=PREC)
-            dout = (dout.to(tl.float32) * (since * scale)[:, None]).to(dtype)
-            dqueries = tl.dot(state, tl.trans(dout), dqueries, input_precision=PREC)
-            dvalues = (dvalues.to(tl.float32) * -since[:, None]).to(dtype)
-            dkeys = tl.dot(dvalues, tl.trans(state), dkeys, input_precision=PREC)
+            read = tl.dot(dout, tl.trans(state), read, input_precision=PREC)
+            forgot = tl.dot(dvalues, tl.trans(state), forgot, input_precision=PREC)
             written = tl.dot(error, tl.trans(dstate), written, input_precision=PREC)
             if g is not None:
                 kept += tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1)
-        if g is not None:
-            decay = decays_between_transposed(coarse, fine)
-            m *= decay
-            n *= decay
-        m = tl.where(i[:, None] <= i[None, :], m, 0.0) * scale
-        n = tl.where(i[:, None] < i[None, :], n, 0.0)
-        strength = tl.load(beta + token + i * HV, mask=real, other=0.0).to(tl.float32)
-        dpairs = (m * strength[:, None]).to(dtype)
-        # volatile: not moved out of the loop over the group's heads, where they would take registers
-        queries = tl.load(q + at_kt, mask=in_kt, other=0.0, volatile=HV > H)  # [BK, C]
-        keys = tl.load(k + at_k, mask=in_k, other=0.0, volatile=HV > H)  # [C, BK]
-        dread = tl.sum(queries.to(tl.float32) * dqueries, 0)
-        dqueries = tl.dot(tl.trans(keys), dpairs, dqueries, input_precision=PREC)
-        if member == HV // H - 1:
-            tl.store(dq + (row * H + key_head) * K + at_kt, dqueries.to(dtype), mask=in_kt)
-        if g is not None:
-            dread += tl.sum(keys.to(tl.float32) * dkeys, 1)
-            if HV > H:
-                dread -= earlier
-            left = decays_to(coarse, fine, C)
-        else:
-            left = 1.0
-        dwrite = tl.sum(keys.to(tl.float32) * written, 1) * left
-        dkeys += written * (strength * left)[:, None]
-        dkeys = tl.dot(dpairs, tl.trans(queries), dkeys, input_precision=PREC)
-        pairs = tl.dot(keys, queries, input_precision=PREC) * m
-        pairs -= tl.dot(keys, tl.trans(keys), input_precision=PREC) * n
-        tl.store(dbeta + token + i * HV, (tl.sum(pairs, 1) + dwrite).to(dbeta.dtype.element_ty), mask=real)
-        n *= -strength[:, None]
-        n = (n + tl.trans(n)).to(dtype)
+        # volatile: read again, where keeping them over the loop would take registers
+        queries = tl.load(q + at_k, mask=in_k, other=0.0, volatile=True)
+        keys = tl.load(k + at_k, mask=in_k, other=0.0, volatile=True)
+        read *= (since * scale)[:, None]
+        dqueries += read
+        dqueries = tl.dot(tl.trans(dpairs), keys, dqueries, input_precision=PREC)
+        dread = tl.sum(queries.to(tl.float32) * read, 1)
+        forgot *= since[:, None]
+        dkeys -= forgot
+        dread -= tl.sum(keys.to(tl.float32) * forgot, 1)
+        left = decays_to(coarse, fine, C) if g is not None else tl.full([C], 1.0, tl.float32)
+        written *= left[:, None]
+        dwrite = tl.sum(keys.to(tl.float32) * written, 1)
+        dkeys += written * strength[:, None]
+        dkeys = tl.dot(dpairs, queries, dkeys, input_precision=PREC)
         dkeys = tl.dot(n, keys, dkeys, input_precision=PREC)
-        if member == HV // H - 1:
-            tl.store(dk + (row * H + key_head) * K + at_k, dkeys.to(dtype), mask=in_k)
+        tl.store(dbeta + token + i * HV, (dstrength + dwrite).to(dbeta.dtype.element_ty), mask=real)
         if g is not None:
-            # gate t decays all pairs of a writer before t and a reader from t on: sums of those alone cancel nothing
-            later = tl.where(i[:, None] >= i[None, :], 1.0, 0.0)  # [reader, t]
-            across = tl.dot(pairs * strength[:, None], later, input_precision=PREC)  # [writer, t]
-            across = tl.where(i[:, None] < i[None, :], across + (dwrite * strength)[:, None], dread[:, None])
-            total = tl.sum(across, 0) + tl.sum(kept, 0) * chunk_decay(coarse, fine, C)
-            tl.store(dg + token + i * HV, total.to(dg.dtype.element_ty), mask=real)
+            through = tl.where(i[:, None] < i[None, :], (dwrite * strength)[:, None], dread[:, None])
+            dgate += tl.sum(through, 0) + tl.sum(kept, 0) * chunk_decay(coarse, fine, C)
+            tl.store(dg + token + i * HV, dgate.to(dg.dtype.element_ty), mask=real)
+    tl.store(dq + (row * H + key_head) * K + at_k, dqueries.to(dtype), mask=in_k)
+    tl.store(dk + (row * H + key_head) * K + at_k, dkeys.to(dtype), mask=in_k)

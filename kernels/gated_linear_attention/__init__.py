@@ -59,8 +59,8 @@ def gated_linear_attention(
     backend: "auto" is the fastest one registered for the device, see `kernels.backend`.
 
     Returns o [B, T, H, V] in v's dtype and, if asked for, the final state like initial_state (an empty document's is
-    its initial state), else None. Raises ValueError on inputs that do not fit (on a GPU the values of g are asserted
-    there, without waiting), BackendUnavailable on a backend that cannot run here.
+    its initial state), else None. Raises ValueError on inputs that do not fit (on a GPU the values of g are not
+    looked at: the Triton kernels make NaN of wrong ones), BackendUnavailable on a backend that cannot run here.
     """
     sequences = _check(q, k, v, g, initial_state, cu_seqlens, chunk_size)
     run = choose("gated_linear_attention", backend, q.device)

@@ -23,8 +23,9 @@ from ..triton_common import kernel
 
 @triton.jit
 def _log_decay(g):
-    """float32, and finite for a decay of 0: e^-128 is 0 in float32."""
-    return tl.maximum(g.to(tl.float32), -128.0, propagate_nan=tl.PropagateNan.ALL)
+    """float32, and finite for a decay of 0: e^-128 is 0 in float32. Above 0 there is no decay: NaN."""
+    g = tl.maximum(g.to(tl.float32), -128.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(g > 0, float("nan"), g)
 
 
 @triton.jit

@@ -45,8 +45,8 @@ def gated_scan(
 
     Returns h [B, T, ...] in x's dtype and, if asked for, the final state like initial_state (an empty document's is its
     initial state), else None. It multiplies element by element only: no matmul FLOPs. Raises ValueError on inputs that
-    do not fit (on a GPU the values of g are asserted there, without waiting), BackendUnavailable on a backend that
-    cannot run here.
+    do not fit (on a GPU the values of g are not looked at: the Triton kernels make NaN of wrong ones),
+    BackendUnavailable on a backend that cannot run here.
     """
     if x.ndim < 3:
         raise ValueError(f"x has {x.ndim} dimensions; allowed: 3 or more, [B, T, ...]")

@@ -47,7 +47,7 @@ def _tile(x, g, token, length, position, channel, D: tl.constexpr, TILE: tl.cons
         g_at, g_there = at, there
     b_x = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
     b_g = tl.load(g + g_at, mask=g_there, other=0.0).to(tl.float32)
-    return b_x, tl.exp(b_g), at, there
+    return b_x, tl.where(b_g > 0, float("nan"), tl.exp(b_g)), at, there  # above 0 there is no decay
 
 
 @triton.jit

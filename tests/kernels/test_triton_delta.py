@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hybridlm.kernels.gated_delta.reference import gated_delta_rule_reference
 from hybridlm.kernels.sequences import Sequences
+from hybridlm.tests.kernels import adversarial as numerics
 from hybridlm.tests.oracles import assert_close
 
 triton = pytest.importorskip("triton")
@@ -144,6 +145,13 @@ def test_adversarial_gates_are_as_exact_as_the_recurrence(seed):
     for name, x in expected.items():
         error = lambda y, x=x: ((y.double() - x).square().mean() / x.square().mean()).sqrt()  # noqa: E731
         assert error(found[name]) <= 2 * error(recurrence[name]), name
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="draws its inputs on the CPU")
+@pytest.mark.slow
+@pytest.mark.parametrize("gates", numerics.GATES)
+def test_the_numerical_goal(gates):
+    numerics.assert_exact("gated_delta_rule", "triton", numerics.inputs("gated_delta_rule", gates))
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 3e-6), (torch.bfloat16, HALF)])

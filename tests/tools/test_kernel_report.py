@@ -206,9 +206,14 @@ def test_budgets_name_what_grew():
         "gated_delta_rule, sm_90: bytes 4590.0; recorded: 4500.0",
         "gated_delta_rule, sm_90, scan_kernel: bytes 1530.0; recorded: 1500.0",
     ]
-    spilled = budgets.exceeded([result(OURS, spill=8)], recorded)
-    assert len(spilled) == 3
+    spilled = budgets.exceeded([result(OURS, spill=8)], budgets.record([result(OURS, spill=8)]))
+    assert len(spilled) == 3  # not to be recorded away
     assert spilled[0].endswith("spills 8 bytes of registers; allowed: 0")
+    on_ampere = budgets.record([result(OURS, target="sm_80", spill=8)])
+    assert budgets.exceeded([result(OURS, target="sm_80", spill=8)], on_ampere) == []
+    assert budgets.exceeded([result(OURS, target="sm_80", spill=16)], on_ampere) == [
+        "gated_delta_rule, sm_80, scan_kernel: spills 16; recorded: 8"
+    ]
     assert budgets.exceeded([result(OURS, target="sm_80")], recorded) == [
         "gated_delta_rule, sm_80: no budget; record it with `hybridlm bench kernels --record`"
     ]

@@ -9,10 +9,11 @@ from .result import Result
 BUDGETS = Path(__file__).with_name("budgets.json")
 TOLERANCE = 1.01
 MAX_LAUNCHES = 6  # forward and backward
+NO_SPILLS = ("sm_90",)
 
 
 def record(results: list[Result]) -> dict[str, Any]:
-    """Per case and target: launches, bytes, and registers and shared memory of every kernel, as `exceeded` wants them.
+    """Per case and target: launches, bytes, and what every kernel moves, takes and spills, as `exceeded` wants them.
 
     A kernel that is launched more than once is entered with the largest of each.
     """
@@ -25,6 +26,7 @@ def record(results: list[Result]) -> dict[str, Any]:
                 "bytes": round(kernel.unique / result.tokens, 2),
                 "registers": kernel.build.registers,
                 "shared": kernel.build.shared,
+                "spills": kernel.build.spill_bytes,
             }
             entry = kernels.setdefault(kernel.name, found)
             entry.update({name: max(entry[name], value) for name, value in found.items()})
@@ -45,21 +47,18 @@ def save(results: list[Result]) -> None:
 
 
 def exceeded(results: list[Result], budgets: dict[str, Any]) -> list[str]:
-    """One line per broken limit: the recorded ones, no register spills, no failed build, at most MAX_LAUNCHES."""
+    """One line per broken limit: the recorded ones, no failed build, at most MAX_LAUNCHES, no spills on NO_SPILLS."""
     problems = []
     for result in results:
         where = f"{result.case}, {result.target}"
-        for step in result.passes:
-            for kernel in step.kernels:
-                build = kernel.build
-                if build is None or build.error:
-                    problems.append(f"{where}, {kernel.name}: {build.error if build else 'not built'}")
-                elif build.blocks == 0:
-                    problems.append(f"{where}, {kernel.name}: {build.shared} bytes of shared memory do not fit a block")
-                elif build.spill_bytes:
-                    problems.append(
-                        f"{where}, {kernel.name}: spills {build.spill_bytes} bytes of registers; allowed: 0"
-                    )
+        for kernel in result.kernels:
+            build = kernel.build
+            if build is None or build.error:
+                problems.append(f"{where}, {kernel.name}: {build.error if build else 'not built'}")
+            elif build.blocks == 0:
+                problems.append(f"{where}, {kernel.name}: {build.shared} bytes of shared memory do not fit a block")
+            elif build.spill_bytes and result.target in NO_SPILLS:
+                problems.append(f"{where}, {kernel.name}: spills {build.spill_bytes} bytes of registers; allowed: 0")
         if sum(result.launches) > MAX_LAUNCHES:
             problems.append(f"{where}: {sum(result.launches)} launches; allowed: {MAX_LAUNCHES}")
         found = record([result])[result.case][result.target]

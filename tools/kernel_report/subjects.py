@@ -55,7 +55,7 @@ def pretend(target: str, shapes: list[list[int]], heads: int = 1) -> PretendedGP
     from ...kernels import checks, triton_common
 
     triton_common.multiprocessors = lambda device: gpu.target.processors / heads
-    checks._on_host = lambda x: False  # so that checks of values are what they are on a GPU
+    checks.on_host = lambda x: False  # as on a GPU
     for case in CASES.values():
         case.allow_anywhere()
     return gpu
