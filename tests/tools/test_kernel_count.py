@@ -177,7 +177,7 @@ from hybridlm.tools.kernel_report.count import count
 from hybridlm.tools.kernel_report.hardware import TARGETS
 from hybridlm.tools.kernel_report.peers import rank
 from hybridlm.tools.kernel_report.pretend import PretendedGPU
-PretendedGPU(TARGETS["sm_90"], lambda config, arguments: rank(config, 64))
+PretendedGPU(TARGETS["sm_90"], lambda config: rank(config, 64))
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 from fla.ops.gla import chunk_gla
 T, K = 256, 64
