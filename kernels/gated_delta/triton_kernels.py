@@ -45,11 +45,13 @@ def delta_prepare(
     for member in range(0, HV // H):
         head = key_head * (HV // H) + member
         strength = tl.load(beta + row * HV + head + i * HV, mask=real, other=0.0).to(tl.float32)
+        strength = tl.where((strength < 0) | (strength > 2), float("nan"), strength)  # the state would explode
         a = overlap * strength[None, :]
         if g is not None:
             coarse, fine = gate_sums(tl.load(g + row * HV + head + i * HV, mask=real, other=0.0))
             a *= decays_between(coarse, fine)
-        a = unit_lower_inverse(tl.where(i[:, None] > i[None, :], a, 0.0), C, PREC)
+        a *= tl.where(i[:, None] > i[None, :], 1.0, 0.0)  # a product, to keep the NaN of a chunk's last token
+        a = unit_lower_inverse(a, C, PREC)
         at_c = i[:, None] * (HV * C) + i[None, :]
         out = inverse + (row * HV + head) * C + at_c
         tl.store(out, a.to(inverse.dtype.element_ty), mask=real[:, None])
