@@ -111,9 +111,8 @@ def _gradients(
     HV, V = dv.shape[2:]
     dq, dk, dbeta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(beta)
     dg = None if g is None else torch.empty_like(g)
-    BV = min(
-        128 // q.element_size(), max(16, padded(V) // 2)
-    )  # two steps at least: a loop of one is unrolled, which spills registers
+    # two steps over V at least: a loop of one is unrolled, which spills registers
+    BV = min(128 // q.element_size(), max(16, padded(V) // 2))
     delta_gradients[(layout.n_chunks * H,)](
         q, k, g, beta, h, e, do, dv, dh, dq, dk, dg, dbeta, layout.chunk, scale,
         H, HV, K, V, layout.size, padded(K), BV, precision(q.dtype), num_warps=8, num_stages=2,
