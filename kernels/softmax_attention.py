@@ -12,29 +12,36 @@ from torch import Tensor
 
 
 def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, lengths: tuple[int, ...] | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    lengths: tuple[int, ...] | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """o_t = sum_j softmax_j(q_t k_j / sqrt(D)) v_j over j <= t, and t - j < window if given, within each sequence.
 
     q: [B, T, H, D]; k, v: [B, T, H_kv, D], H a multiple of H_kv. `lengths` None: B sequences of T tokens; else B is 1
-    and the sequences lie end to end. Returns [B, T, H, D].
+    and the sequences lie end to end. dropout: share of the softmax's weights set to 0, the rest scaled up. Returns
+    [B, T, H, D].
     """
     if lengths is None:
-        return _dense([q, k, v], window)
+        return _dense([q, k, v], window, dropout)
     if len(set(lengths)) == 1:
         rows = [x.view(len(lengths), lengths[0], *x.shape[2:]) for x in (q, k, v)]
-        return _dense(rows, window).reshape(q.shape)
+        return _dense(rows, window, dropout).reshape(q.shape)
     o = torch.empty_like(q[0])
     for tokens, real in _by_length(lengths):
         tokens, real = tokens.to(q.device), real.to(q.device)
         rows = [x[0].index_select(0, tokens.flatten()).unflatten(0, tokens.shape) for x in (q, k, v)]
-        o = o.index_copy(0, tokens[real], _dense(rows, window)[real])
+        o = o.index_copy(0, tokens[real], _dense(rows, window, dropout)[real])
     return o[None]
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, dropout: float = 0.0) -> Tensor:
     """Softmax attention under a boolean mask. q: [N, T, H, D]; k, v: [N, S, H_kv, D]; allowed: [N, T, S]."""
-    return _sdpa(q, k, v, attn_mask=allowed[:, None])
+    return _sdpa(q, k, v, attn_mask=allowed[:, None], dropout_p=dropout)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
@@ -42,15 +49,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **how).transpose(1, 2)
 
 
-def _dense(qkv: list[Tensor], window: int | None) -> Tensor:
+def _dense(qkv: list[Tensor], window: int | None, dropout: float) -> Tensor:
     q, k, v = qkv
     T = q.shape[1]
     if window is None or window >= T:
-        return _sdpa(q, k, v, is_causal=True)
-    return _banded(q, k, v, window)
+        return _sdpa(q, k, v, is_causal=True, dropout_p=dropout)
+    return _banded(q, k, v, window, dropout)
 
 
-def _banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def _banded(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: float) -> Tensor:
     """Query blocks of `window` tokens against their own and the previous block: work linear in T."""
     B, T = q.shape[:2]
     n = -(-T // window)
@@ -62,7 +69,7 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     band = (s <= t) & (t - s < window)
     allowed = band.expand(n, -1, -1).clone()
     allowed[0, :, :window] = False  # the first block has no predecessor
-    o = masked_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), allowed.repeat(B, 1, 1))
+    o = masked_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), allowed.repeat(B, 1, 1), dropout)
     return o.unflatten(0, (B, n)).flatten(1, 2)[:, :T]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import yaml
 from pydantic import Field, create_model, model_validator
 
+from .eval_config import EvalConfig
 from .grid import GridConfig, Variant
 from .mixers import MIXERS
 from .mixers.base import MixerConfig
@@ -28,6 +29,7 @@ class FFNConfig(Strict):
 
     hidden: int | None = Field(default=None, gt=0)
     multiple_of: int = Field(default=64, gt=0)
+    bias: bool = False
 
 
 class BaseModelConfig(Strict):
@@ -46,7 +48,11 @@ class BaseModelConfig(Strict):
     remainder: Literal["error", "cut"] = "error"
     """What a period of `pattern` or `ratio` that does not divide `n_layers` is: an error, or cut where the layers end;
     a kind of layer that is then left out altogether takes the last layer."""
-    ffn: FFNConfig = FFNConfig()
+    positions: Literal["none", "learned"] = "none"
+    """`learned` adds an embedding of the position, up to `context`, to that of the token; RoPE belongs to attention."""
+    ffn: FFNConfig | None = FFNConfig()
+    """null leaves the feed-forward out of every layer."""
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the embedding dropped in training")
     norm_eps: float = Field(default=1e-6, gt=0)
     tie_embeddings: bool = True
     logit_softcap: float | None = Field(default=None, gt=0, description="logits become c * tanh(logits / c)")
@@ -195,19 +201,6 @@ class TrainConfig(Strict):
     )
     checkpoint: CheckpointConfig = CheckpointConfig()
     out: str = Field(default="runs/{name}", description="run folder")
-
-
-class EvalConfig(Strict):
-    """lm-eval tasks scored after training, and every `every` steps when that is not 0."""
-
-    tasks: list[str] = Field(default_factory=list)
-    limit: int | None = Field(default=None, gt=0)
-    every: int = Field(default=0, ge=0)
-    batch_tokens: int = Field(default=8192, gt=0, description="padded tokens per forward")
-    prompt: str | None = Field(default=None, description="text that the run's final sample continues")
-    yardsticks: bool = Field(
-        default=False, description="end with unigram and trigram models of the same tokens beside the run"
-    )
 
 
 class Recipe(Strict):

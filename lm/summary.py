@@ -15,12 +15,16 @@ LONG = 2**20  # tokens
 
 
 def parameters_by_part(model: HybridLM) -> dict[str, int]:
-    """Parameters of the embedding, each kind of mixer, the FFNs, the norms, and the head when it is not tied."""
+    """Parameters of the embeddings, each kind of mixer, the FFNs, the norms, and the head when it is not tied."""
     parts: Counter[str] = Counter(embedding=model.embed.weight.numel())
+    if model.pos_embed is not None:
+        parts["embedding"] += model.pos_embed.weight.numel()
     for spec, block in zip(model.config.layer_specs(), model.layers(), strict=True):
         parts[spec.mixer] += sum(p.numel() for p in block.mixer.parameters())
-        parts["ffn"] += sum(p.numel() for p in block.ffn.parameters())
-        parts["norms"] += block.mixer_norm.weight.numel() + block.ffn_norm.weight.numel()
+        parts["norms"] += block.mixer_norm.weight.numel()
+        if block.ffn is not None:
+            parts["ffn"] += sum(p.numel() for p in block.ffn.parameters())
+            parts["norms"] += block.ffn_norm.weight.numel()
     for kind, module in model.shared.items():
         parts[kind] += sum(p.numel() for p in module.parameters())
     parts["norms"] += model.norm.weight.numel()
@@ -74,20 +78,21 @@ def size_of(recipe: Recipe) -> Size:
 def memory_estimate(model: HybridLM, recipe: Recipe) -> dict[str, int]:
     """Bytes per process: weights, gradients and Adam moments in float32, and a rough count of saved activations.
 
-    A block saves about 12 vectors of the model's width and 3 of the FFN's per token, or its input alone when it is
+    A block saves about 12 vectors of the model's width and 3 of its FFN's per token, or its input alone when it is
     checkpointed; attention and recurrence are counted as linear in the context.
     """
     config, train = model.config, recipe.train
     n = sum(p.numel() for p in model.parameters())
     tokens = train.micro_batch * config.context
-    hidden = next(model.layers()).ffn.down_proj.weight.shape[1]
-    per_token = config.d_model if train.activation_checkpointing else 12 * config.d_model + 3 * hidden
+    hidden = sum(block.ffn.down_proj.in_features for block in model.layers() if block.ffn is not None)
+    saved = 1 if train.activation_checkpointing else 12
+    per_token = saved * config.n_layers * config.d_model + (0 if train.activation_checkpointing else 3 * hidden)
     width = 2 if train.precision == "bf16" else 4
     return {
         "weights": 4 * n,
         "gradients": 4 * n,
         "moments": 8 * n,
-        "activations": tokens * config.n_layers * per_token * width,
+        "activations": tokens * per_token * width,
     }
 
 

@@ -87,11 +87,12 @@ def _olmo_hybrid(recipe: Recipe, ids: torch.Tensor) -> tuple[Callable[[], None],
     delta = next(s.options for s in specs if isinstance(s.options, GatedDeltaNetConfig))
     full = next(s.options for s in specs if isinstance(s.options, AttentionConfig))
     with torch.device("meta"):
-        hidden = next(HybridLM(recipe.model).layers()).ffn.down_proj.weight.shape[1]
+        ffn = next(HybridLM(recipe.model).layers()).ffn
+    assert ffn is not None
     config = OlmoHybridConfig(
         vocab_size=recipe.model.vocab_size,
         hidden_size=recipe.model.d_model,
-        intermediate_size=hidden,
+        intermediate_size=ffn.down_proj.in_features,
         num_hidden_layers=recipe.model.n_layers,
         num_attention_heads=full.n_heads or 0,
         num_key_value_heads=full.n_kv_heads,

@@ -31,8 +31,12 @@ class AttentionConfig(MixerConfig):
     head_dim: int | None = Field(default=None, gt=1)
     qk_norm: Literal["none", "head", "full"] = "none"
     """RMSNorm on q and k before RoPE: per head (Qwen3) or over all heads together (OLMo 2)."""
+    bias: Literal["none", "qkv", "all"] = "none"
+    """Biases on the projections to q, k and v (Qwen 2), and on the output projection too."""
     window: int | None = Field(default=None, gt=0)
     """Keys a query sees, itself included; None: all."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the attention weights dropped in training."""
     rope: RopeConfig | None = RopeConfig()
 
     def resolve(self, model: "BaseModelConfig") -> Self:
@@ -58,8 +62,8 @@ class Attention(Mixer):
         self.n_heads, self.n_kv_heads = options.n_heads or 0, options.n_kv_heads or 0
         self.head_dim, self.window = options.head_dim or 0, options.window
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        self.qkv_proj = nn.Linear(model.d_model, q + 2 * kv, bias=False)
-        self.o_proj = nn.Linear(q, model.d_model, bias=False)
+        self.qkv_proj = nn.Linear(model.d_model, q + 2 * kv, bias=options.bias != "none")
+        self.o_proj = nn.Linear(q, model.d_model, bias=options.bias == "all")
         if options.qk_norm != "none":
             head = options.qk_norm == "head"
             self.q_norm = RMSNorm(self.head_dim if head else q, model.norm_eps)
@@ -68,7 +72,9 @@ class Attention(Mixer):
     def forward(self, x: Tensor, sequences: Sequences, state: KVState | None = None) -> Mixed:
         q, k, v = self._project(x, sequences)
         if state is None or sequences.fresh:
-            o = causal_attention(q, k, v, window=self.window, lengths=sequences.lengths if sequences.packed else None)
+            lengths = sequences.lengths if sequences.packed else None
+            dropout = self.options.dropout if self.training else 0.0
+            o = causal_attention(q, k, v, window=self.window, lengths=lengths, dropout=dropout)
             if state is not None:
                 self._remember(state, sequences, k, v)
         else:

@@ -62,7 +62,7 @@ class Float32Module(nn.Module):
 class Mixer(Float32Module):
     """Base class of token mixers: sequences in, sequences out, strictly causal within each sequence.
 
-    A subclass sets `Config`, `constant_state` and `float32_parameters`, names its output projection `o_proj`, and
+    A subclass sets `Config`, `constant_state` and `float32_parameters`, names an output projection `o_proj`, and
     implements `forward`, `new_state`, `flops_per_token` and `state_bytes`; `shared` if its layers share parameters.
     """
 

@@ -1,4 +1,4 @@
-"""One decoder layer: a token mixer and a feed-forward, each with a norm and a residual."""
+"""One decoder layer: a token mixer and, unless it is left out, a feed-forward, each with a norm and a residual."""
 
 from typing import TYPE_CHECKING
 
@@ -24,24 +24,25 @@ class Block(nn.Module):
         self.post_norm = spec.options.norm == "post"
         self.mixer_norm = RMSNorm(model.d_model, model.norm_eps)
         self.mixer = MIXERS[spec.mixer](spec.options, model, index)
-        self.ffn_norm = RMSNorm(model.d_model, model.norm_eps)
-        multiple = model.ffn.multiple_of
-        default = model.ffn.hidden or -(-8 * model.d_model // (3 * multiple)) * multiple
-        self.ffn = SwiGLU(model.d_model, spec.options.ffn_hidden or default)
+        self.ffn: SwiGLU | None = None
+        if model.ffn is not None:
+            multiple = model.ffn.multiple_of
+            default = model.ffn.hidden or -(-8 * model.d_model // (3 * multiple)) * multiple
+            self.ffn_norm = RMSNorm(model.d_model, model.norm_eps)
+            self.ffn = SwiGLU(model.d_model, spec.options.ffn_hidden or default, model.ffn.bias)
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None, *shared: Tensor) -> Mixed:
         """x [B, T, D] -> the layer's output in `Mixed.y`, the mixer's losses and statistics passed on.
 
         shared: this layer's part of what its kind of mixer shares, if it does; see `Mixer.shared`.
         """
-        if self.post_norm:
-            mixed = self.mixer(x, sequences, state, *shared)
-            x = x + self.mixer_norm(mixed.y)
-            return mixed._replace(y=x + self.ffn_norm(self.ffn(x)))
-        mixed = self.mixer(self.mixer_norm(x), sequences, state, *shared)
-        x = x + mixed.y
-        return mixed._replace(y=x + self.ffn(self.ffn_norm(x)))
+        mixed = self.mixer(x if self.post_norm else self.mixer_norm(x), sequences, state, *shared)
+        x = x + (self.mixer_norm(mixed.y) if self.post_norm else mixed.y)
+        if self.ffn is None:
+            return mixed._replace(y=x)
+        y = self.ffn_norm(self.ffn(x)) if self.post_norm else self.ffn(self.ffn_norm(x))
+        return mixed._replace(y=x + y)
 
     def flops_per_token(self, T: int) -> float:
         """Forward matmul FLOPs per token in a sequence of T tokens."""
-        return self.mixer.flops_per_token(T) + self.ffn.flops_per_token()
+        return self.mixer.flops_per_token(T) + (self.ffn.flops_per_token() if self.ffn else 0)

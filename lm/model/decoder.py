@@ -26,7 +26,7 @@ class Output(NamedTuple):
 
     logits: [B, T, V] (None when `logits=False`). loss: scalar, mean over targets, auxiliary losses included (None
     without labels). aux_losses: by name, as they enter the loss. cache: the decoding state, if asked for.
-    stats: each layer's statistics, {layer index: {name: sum}}.
+    stats: each layer's statistics, {layer index: {name: sum}}. hidden: [B, T, D], what the output head reads.
     """
 
     logits: Tensor | None
@@ -34,6 +34,7 @@ class Output(NamedTuple):
     aux_losses: dict[str, Tensor]
     cache: Cache | None
     stats: dict[int, dict[str, Tensor]]
+    hidden: Tensor
 
 
 class HybridLM(nn.Module):
@@ -41,13 +42,15 @@ class HybridLM(nn.Module):
 
     Initialisation: matrices and embeddings from N(0, s^2), s = `init_std` or min(0.04, 0.02 sqrt(512 / d_model)); the
     two projections by which a layer writes into the residual stream from N(0, s^2 / (2 n_layers)), so that the
-    stream's variance does not grow with depth (Radford et al. 2019); norms at 1; what a mixer initialises itself stays.
+    stream's variance does not grow with depth (Radford et al. 2019); norms at 1, biases at 0; what a mixer initialises
+    itself stays.
     """
 
     def __init__(self, config: "BaseModelConfig"):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.pos_embed = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
         specs = config.layer_specs()
         self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(specs))
         self.shared = nn.ModuleDict(_shared_modules(specs, config))
@@ -64,10 +67,12 @@ class HybridLM(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         for block in self.layers():
-            for projection in (block.mixer.o_proj, block.ffn.down_proj):
-                for weight in projection.parameters():
-                    nn.init.normal_(weight, std=std / math.sqrt(2 * self.config.n_layers))
+            for projection in (getattr(block.mixer, "o_proj", None), block.ffn and block.ffn.down_proj):
+                if projection is not None:
+                    nn.init.normal_(projection.weight, std=std / math.sqrt(2 * self.config.n_layers))
 
     def layers(self) -> Iterator[Block]:
         """The blocks, typed."""
@@ -134,7 +139,7 @@ class HybridLM(nn.Module):
     ) -> Output:
         if cache is True:
             cache = self.new_cache(len(sequences))
-        x = self.embed(input_ids)  # [B, T, D]
+        x = self._embed(input_ids, sequences)
         losses: dict[str, Tensor] = {}
         stats: dict[int, dict[str, Tensor]] = {}
         shared = {kind: module() for kind, module in self.shared.items()}
@@ -149,11 +154,28 @@ class HybridLM(nn.Module):
         if cache:
             cache.advance(sequences.lengths)
         x = self.norm(x)
-        scores = cap(self.lm_head(x), self.config.logit_softcap) if logits else None
+        scores = self.head(x) if logits else None
         loss = None
         if labels is not None:
             loss = self._loss(x, scores, shift_labels(labels, sequences), losses)
-        return Output(scores, loss, losses, cache, stats)
+        return Output(scores, loss, losses, cache, stats, x)
+
+    def _embed(self, input_ids: Tensor, sequences: Sequences) -> Tensor:
+        """[B, T] -> [B, T, D]. Raises ValueError beyond the last learned position."""
+        x = self.embed(input_ids)
+        if self.pos_embed is not None:
+            end, context = max(map(sum, zip(sequences.past, sequences.lengths, strict=True))), self.config.context
+            if end > context:
+                raise ValueError(
+                    f"input_ids: {end} tokens in a sequence, but positions=learned has {context}; give at most "
+                    "model.context tokens"
+                )
+            x = x + self.pos_embed(sequences.positions)
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of `Output.hidden` [..., D], capped if the model caps them."""
+        return cap(self.lm_head(hidden), self.config.logit_softcap)
 
     def _loss(self, x: Tensor, logits: Tensor | None, targets: Tensor, losses: dict[str, Tensor]) -> Tensor:
         """Mean over the targets plus auxiliary losses, to which the z-loss (Chowdhery et al. 2022, sec. 5) is added."""
@@ -177,7 +199,7 @@ class HybridLM(nn.Module):
         cache: Cache | Literal[True] | None,
         logits: bool,
     ) -> Output:
-        """Drop the padding, run the real tokens as packed sequences, put the logits back (zero at padding)."""
+        """Drop the padding, run the real tokens as packed sequences, put what came out back (zero at padding)."""
         if cu_seqlens is not None:
             raise ValueError("attention_mask: cannot be combined with cu_seqlens; packed documents have no padding")
         real = attention_mask.bool()
@@ -185,10 +207,8 @@ class HybridLM(nn.Module):
         sequences = Sequences.from_cu_seqlens(bounds, self._past(cache, len(input_ids)))
         packed = None if labels is None else labels[real][None]
         output = self._run(input_ids[real][None], packed, sequences, cache, logits)
-        if output.logits is None:
-            return output
-        scores = output.logits.new_zeros(*input_ids.shape, output.logits.shape[-1])
-        return output._replace(logits=scores.masked_scatter(real[..., None], output.logits))
+        scores = None if output.logits is None else _spread(output.logits, real)
+        return output._replace(logits=scores, hidden=_spread(output.hidden, real))
 
     @torch.no_grad()
     def generate(self, ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0, **how) -> Tensor:
@@ -219,6 +239,11 @@ def _shared_modules(specs: list[LayerSpec], config: "BaseModelConfig") -> dict[s
     kinds = dict.fromkeys(spec.mixer for spec in specs)
     modules = {kind: MIXERS[kind].shared([s.options for s in specs if s.mixer == kind], config) for kind in kinds}
     return {kind: module for kind, module in modules.items() if module is not None}
+
+
+def _spread(packed: Tensor, real: Tensor) -> Tensor:
+    """packed [1, n, C] at the n places where real [B, T] holds, zero elsewhere: [B, T, C]."""
+    return packed.new_zeros(*real.shape, packed.shape[-1]).masked_scatter(real[..., None], packed)
 
 
 def _check_packing(input_ids: Tensor, cu_seqlens: Tensor) -> None:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 class SwiGLU(nn.Module):
     """y = down(silu(gate x) * (up x)); the gate and up matrices are one projection."""
 
-    def __init__(self, d_model: int, hidden: int):
+    def __init__(self, d_model: int, hidden: int, bias: bool = False):
         super().__init__()
-        self.gate_up_proj = nn.Linear(d_model, 2 * hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, d_model, bias=False)
+        self.gate_up_proj = nn.Linear(d_model, 2 * hidden, bias=bias)
+        self.down_proj = nn.Linear(hidden, d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, -1)

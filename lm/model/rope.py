@@ -4,20 +4,34 @@ import math
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..strict import Strict
 
 
 class RopeConfig(Strict):
-    """theta_i = theta^(-2i/d). `linear` divides all frequencies by `factor`, `llama3` only the slow ones."""
+    """theta_i = theta^(-2i/d). `linear` divides all frequencies by `factor`, `llama3` and `yarn` only the slow ones."""
 
-    theta: float = 10000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
+    theta: float = Field(default=10000.0, gt=0)
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    factor: float = Field(default=1.0, ge=1)
+    original_context: int = Field(default=8192, gt=0, description="llama3, yarn: tokens before the extension")
+    low_freq_factor: float = Field(default=1.0, description="llama3: turns below which a frequency is divided")
+    high_freq_factor: float = Field(default=4.0, description="llama3: turns above which a frequency is kept")
+    beta_slow: float = Field(default=1.0, description="yarn: turns below which a frequency is divided")
+    beta_fast: float = Field(default=32.0, description="yarn: turns above which a frequency is kept")
+    attention_factor: float | None = Field(
+        default=None, gt=0, description="yarn: scale of q and k; None: 0.1 ln(factor) + 1"
+    )
+    truncate: bool = Field(default=True, description="yarn: the ramp runs between whole frequencies")
+
+    @property
+    def scale(self) -> float:
+        """Factor on q and on k: 1 but for yarn, which sharpens the softmax (Peng et al. 2023, eq. 22)."""
+        if self.scaling != "yarn":
+            return 1.0
+        return self.attention_factor or 0.1 * math.log(self.factor) + 1
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
@@ -27,11 +41,27 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
         return freq
     if config.scaling == "linear":
         return freq / config.factor
+    if config.scaling == "yarn":
+        keep = _yarn_kept(config, head_dim)
+        return freq * keep + freq / config.factor * (1 - keep)
     # llama3: wavelengths beyond original_context / low_freq_factor are stretched, short ones kept, a ramp between
     turns = config.original_context * freq / (2 * math.pi)
     low, high = config.low_freq_factor, config.high_freq_factor
     keep = ((turns - low) / (high - low)).clamp(0, 1)
     return freq * keep + freq / config.factor * (1 - keep)
+
+
+def _yarn_kept(config: RopeConfig, head_dim: int) -> Tensor:
+    """Share of each frequency that is kept: 1 before the one that makes `beta_fast` turns within the original context,
+    0 from that of `beta_slow`, a ramp over the indices between (Peng et al. 2023, arXiv 2309.00071, sec. 3.2).
+    """
+    turns = [config.original_context / (2 * math.pi * beta) for beta in (config.beta_fast, config.beta_slow)]
+    low, high = (head_dim * math.log(n) / (2 * math.log(config.theta)) for n in turns)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / max(high - low, 1e-3)
+    return 1 - ramp.clamp(0, 1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -51,4 +81,5 @@ def cos_sin(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def rotation(config: RopeConfig, head_dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin for `rotate`. Computed anew: a model cast to bfloat16 would round frequencies kept in a buffer."""
-    return cos_sin(inverse_frequencies(config, head_dim).to(positions.device), positions)
+    cos, sin = cos_sin(inverse_frequencies(config, head_dim).to(positions.device), positions)
+    return (cos, sin) if config.scale == 1 else (cos * config.scale, sin * config.scale)

@@ -17,4 +17,5 @@ def checkpoint_blocks(model: HybridLM) -> None:
 def compile_dense(model: HybridLM) -> None:
     """torch.compile each feed-forward in place; recurrences stay eager, their kernels would break the graph."""
     for block in model.layers():
-        block.ffn.compile()
+        if block.ffn is not None:
+            block.ffn.compile()

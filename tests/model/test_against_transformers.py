@@ -1,7 +1,7 @@
 """The decoder against transformers' Llama and OLMo Hybrid with the same weights: logits, loss, gradients."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -24,22 +24,27 @@ def shake(model: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
-            parameter.copy_(1 + 0.2 * noise if "norm" in name else parameter if parameter.ndim == 1 else 0.15 * noise)
+            parameter.copy_(
+                1 + 0.2 * noise if "norm" in name else parameter + 0.15 * noise if parameter.ndim == 1 else 0.15 * noise
+            )
 
 
 def ffn(theirs: Weights, layer: str, block: str) -> Weights:
+    return joined(theirs, f"{layer}.mlp", f"{block}.ffn", {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)})
+
+
+def joined(theirs: Weights, layer: str, block: str, parts: dict[str, Iterable[str]]) -> Weights:
+    """Projections of ours made of several of theirs, weights and, where there are any, biases."""
     return {
-        f"{block}.ffn.gate_up_proj.weight": torch.cat([theirs[f"{layer}.mlp.{p}_proj.weight"] for p in ("gate", "up")]),
-        f"{block}.ffn.down_proj.weight": theirs[f"{layer}.mlp.down_proj.weight"],
+        f"{block}.{name}.{kind}": torch.cat([theirs[f"{layer}.{p}_proj.{kind}"] for p in these])
+        for name, these in parts.items()
+        for kind in ("weight", "bias")
+        if all(f"{layer}.{p}_proj.{kind}" in theirs for p in these)
     }
 
 
 def attention(theirs: Weights, layer: str, block: str) -> Weights:
-    qkv = [theirs[f"{layer}.self_attn.{p}_proj.weight"] for p in "qkv"]
-    mine = {
-        f"{block}.mixer.qkv_proj.weight": torch.cat(qkv),
-        f"{block}.mixer.o_proj.weight": theirs[f"{layer}.self_attn.o_proj.weight"],
-    }
+    mine = joined(theirs, f"{layer}.self_attn", f"{block}.mixer", {"qkv_proj": "qkv", "o_proj": "o"})
     norms = {f"{block}.mixer.{p}_norm.weight": theirs.get(f"{layer}.self_attn.{p}_norm.weight") for p in "qk"}
     return mine | {name: weight for name, weight in norms.items() if weight is not None}
 
@@ -48,11 +53,8 @@ def gated_deltanet(theirs: Weights, layer: str, block: str) -> Weights:
     def of(name: str) -> Tensor:
         return theirs[f"{layer}.linear_attn.{name}"]
 
-    joined = {"qkv_proj": "qkv", "ab_proj": "ab", "g_proj": "g", "o_proj": "o"}
-    mine = {
-        f"{block}.mixer.{name}.weight": torch.cat([of(f"{part}_proj.weight") for part in parts])
-        for name, parts in joined.items()
-    }
+    parts = {"qkv_proj": "qkv", "ab_proj": "ab", "g_proj": "g", "o_proj": "o"}
+    mine = joined(theirs, f"{layer}.linear_attn", f"{block}.mixer", parts)
     same = {f"{block}.mixer.{name}": of(name) for name in ("A_log", "dt_bias", "o_norm.weight")}
     return mine | same | {f"{block}.mixer.conv": of("conv1d.weight").squeeze(1)}
 
@@ -112,6 +114,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CASES = {
     "plain": ({}, {}),
     "grouped queries": ({"num_key_value_heads": 2}, {"attention": {"n_kv_heads": 2}}),
@@ -125,6 +128,40 @@ CASES = {
     "llama3 scaling": (
         {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}},
         {"attention": {"rope": {"theta": 5e5, "scaling": "llama3", "factor": 8.0, "original_context": 64}}},
+    ),
+    "yarn": (
+        {"rope_parameters": {"rope_theta": 1e4, **YARN}},
+        {"attention": {"rope": {"scaling": "yarn", "factor": 4.0, "original_context": 64}}},
+    ),
+    "yarn with all its options": (
+        {
+            "rope_parameters": {
+                "rope_theta": 5e5,
+                **YARN,
+                "beta_fast": 8.0,
+                "beta_slow": 2.0,
+                "attention_factor": 0.9,
+                "truncate": False,
+            }
+        },
+        {
+            "attention": {
+                "rope": {
+                    "theta": 5e5,
+                    "scaling": "yarn",
+                    "factor": 4.0,
+                    "original_context": 64,
+                    "beta_fast": 8.0,
+                    "beta_slow": 2.0,
+                    "attention_factor": 0.9,
+                    "truncate": False,
+                }
+            }
+        },
+    ),
+    "biases": (
+        {"attention_bias": True, "mlp_bias": True},
+        {"attention": {"bias": "all"}, "ffn": {"hidden": 80, "bias": True}},
     ),
     "tied head": ({"tie_word_embeddings": True}, {"tie_embeddings": True}),
 }
@@ -140,7 +177,7 @@ def test_attention_model_is_llama(case):
     how = {"attn_implementation": "eager", "rms_norm_eps": 1e-6, "max_position_embeddings": 512}
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, **{**sizes, **ends, **how, **theirs})).eval()
     heads = {"n_heads": 4, "head_dim": 12} | mine.get("attention", {})
-    config = {"tie_embeddings": False, **mine, "attention": heads, "ffn": {"hidden": 80}}
+    config = {"tie_embeddings": False, "ffn": {"hidden": 80}, **mine, "attention": heads}
     model = HybridLM(ModelConfig(vocab_size=VOCAB, d_model=48, n_layers=2, pattern=["attention"], **config)).eval()
     shake(llama)
     compare(model, llama, from_llama, T=100)
