@@ -113,11 +113,16 @@ def generate(
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="one run folder or several")]) -> None:
-    """Tables and the loss plot of one run or several."""
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="folders of runs, or of sweeps by hybridlm mqar")
+    ],
+    out: Annotated[Path | None, typer.Option(help="the page; default: report.html in the first folder")] = None,
+) -> None:
+    """One HTML page, complete in itself, over one run or several side by side; and a table of them here."""
     from ..tools.report import report_runs
 
-    report_runs(runs, _console())
+    report_runs(runs, out, _console())
 
 
 @app.command()

@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..lm.errors import ConfigError
 from ..lm.run import Run
 
 
@@ -20,18 +19,28 @@ def valid_scores(run: Run) -> dict[str, dict[str, float]]:
     return scores
 
 
-def report_runs(folders: list[Path], console: Console) -> None:
-    """Print one row per run and validation set, and write the plot into the first run's folder."""
-    runs = [Run(folder) for folder in folders]
+def report_runs(folders: list[Path], out: Path | None, console: Console) -> None:
+    """Print one row per run and validation set, and write the page: `out`, by default report.html in the first folder.
+
+    A folder is a training run or a sweep over small models; sweeps are on the page alone.
+    """
+    from .report_page.collect import SWEEP_FILE
+    from .report_page.page import write_page
+
+    target = write_page(folders, out or folders[0] / "report.html")
+    if runs := [Run(folder) for folder in folders if not (folder / SWEEP_FILE).is_file()]:
+        console.print(_table(runs))
+    console.print(f"page: {target}", highlight=False, soft_wrap=True)
+
+
+def _table(runs: list[Run]) -> Table:
     table = Table(title="runs", title_justify="left")
     for column in ("run", "step", "train loss", "tokens/s", "validation", "nats per token", "bits per byte"):
         table.add_column(column, justify="left" if column in ("run", "validation") else "right")
     for run in runs:
         steps = [record for record in run.metrics() if record["kind"] == "train"]
         if not steps:
-            raise ConfigError(
-                f"run {str(run.folder)!r}: nothing logged yet; train it first: hybridlm train {run.folder}"
-            )
+            continue
         tail = steps[-20:]
         loss = sum(record["loss"] for record in tail) / len(tail)
         per_step = run.recipe.train.batch * run.recipe.model.context
@@ -40,9 +49,7 @@ def report_runs(folders: list[Path], console: Console) -> None:
         rows = [(n, f"{s['loss']:.3f}", f"{s['bits_per_byte']:.3f}") for n, s in valid_scores(run).items()]
         for i, row in enumerate(rows or [("none yet", "", "")]):
             table.add_row(*(head if i == 0 else ("",) * 4), *row)
-    console.print(table)
-    target = runs[0].folder / "plots" / ("loss.png" if len(runs) == 1 else "compare.png")
-    console.print(f"plot: {plot_runs(runs, target)}", highlight=False, soft_wrap=True)
+    return table
 
 
 def plot_runs(runs: list[Run], target: Path) -> Path:
@@ -59,7 +66,7 @@ def plot_runs(runs: list[Run], target: Path) -> Path:
         tokens = [record["tokens"] / 1e6 for record in steps]
         values = [record["loss"] for record in steps]
         loss.plot(tokens, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
-        loss.plot(tokens, _smooth(values), color=f"C{i}", label=f"{run.folder.name}: train")
+        loss.plot(tokens, smooth(values), color=f"C{i}", label=f"{run.folder.name}: train")
         rate.plot(tokens, [record["lr"] for record in steps], color=f"C{i}")
         per_step = run.recipe.train.batch * run.recipe.model.context / 1e6
         for marker, name in zip("osv^Dxp*", valid_scores(run), strict=False):
@@ -78,7 +85,7 @@ def plot_runs(runs: list[Run], target: Path) -> Path:
     return target
 
 
-def _smooth(values: list[float], factor: float = 0.95) -> list[float]:
+def smooth(values: list[float], factor: float = 0.95) -> list[float]:
     """Exponential moving average with the start-up bias removed."""
     average, weight, out = 0.0, 0.0, []
     for value in values:

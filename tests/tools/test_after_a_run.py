@@ -64,7 +64,7 @@ def test_report_compares_runs(trained, tmp_path):
     result = runner.invoke(cli.app, ["report", str(run.folder), str(other)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert "tiny" in result.output and "other" in result.output and "held_out" in result.output
-    assert (run.folder / "plots" / "compare.png").stat().st_size > 10_000
+    assert (run.folder / "report.html").stat().st_size > 10_000
 
 
 def test_report_of_a_run_without_records_says_so(trained, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,114 @@
+"""What a page shows of each folder: a training run's records and evaluations, or a sweep's results."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...lm.errors import ConfigError
+from ...lm.model.layout import describe
+from ...lm.run import Run
+
+SWEEP_FILE = "results.jsonl"
+
+
+@dataclass
+class RunView:
+    """A training run as it stands: its recipe, what it logged, and the evaluations of its newest scored checkpoint."""
+
+    name: str
+    run: Run
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By kind (tasks, needles, positions), the content of RUN/eval/{checkpoint}/{kind}.json."""
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        return self.run.metrics()
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The logged records of one kind: train, valid or eval, of any set or hook."""
+        return [record for record in self.records if record["kind"].partition("/")[0] == kind]
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.run.recipe.train.batch * self.run.recipe.model.context
+
+    def series(self, kind: str) -> dict[str, list[tuple[int, float]]]:
+        """{name: [(step, value)]} of what validation or in-loop evaluation measured."""
+        series: dict[str, list[tuple[int, float]]] = {}
+        for record in self.of_kind(kind):
+            for key, value in record.items():
+                if key not in ("kind", "step", "time"):
+                    series.setdefault(key, []).append((record["step"], value))
+        return series
+
+    def facts(self) -> dict[str, str]:
+        """The run's line in the overview."""
+        recipe, steps = self.run.recipe, self.of_kind("train")
+        last = steps[-1]["step"] if steps else 0
+        tail = steps[-20:]
+        seconds = sum(record["seconds"] for record in tail)
+        return {
+            "layers": describe(recipe.model.layer_specs()),
+            "width": str(recipe.model.d_model),
+            "context": f"{recipe.model.context:,}",
+            "steps": f"{last:,} of {recipe.train.steps:,}",
+            "tokens": f"{last * self.tokens_per_step / 1e6:,.1f} M",
+            "train loss": f"{sum(r['loss'] for r in tail) / len(tail):.3f}" if tail else "-",
+            "tokens/s": f"{len(tail) * self.tokens_per_step / seconds:,.0f}" if seconds else "-",
+            "code": json.loads((self.run.folder / "code.json").read_text())["git"] if self._has_code else "-",
+        }
+
+    @property
+    def _has_code(self) -> bool:
+        return (self.run.folder / "code.json").is_file()
+
+
+@dataclass
+class SweepView:
+    """A sweep over small models: one result per finished run of its grid."""
+
+    name: str
+    results: list[dict[str, Any]]
+
+
+def collect(folders: list[Path]) -> tuple[list[RunView], list[SweepView]]:
+    """Runs and sweeps, named by their folders, by as many parents as tell them apart.
+
+    Raises ConfigError for a folder that is neither, or that has nothing to show yet.
+    """
+    runs, sweeps = [], []
+    for folder, name in zip(folders, _names(folders), strict=True):
+        if (folder / SWEEP_FILE).is_file():
+            lines = (folder / SWEEP_FILE).read_text(encoding="utf-8").splitlines()
+            sweeps.append(SweepView(name, [json.loads(line) for line in lines if line.endswith("}")]))
+        else:
+            runs.append(_run_view(folder, name))
+    return runs, sweeps
+
+
+def _run_view(folder: Path, name: str) -> RunView:
+    view = RunView(name, Run(folder), _newest_evaluations(folder / "eval"))
+    if not (view.of_kind("train") or view.evaluations):
+        raise ConfigError(f"run {str(folder)!r}: nothing logged yet; train it first: hybridlm train {folder}")
+    return view
+
+
+def _newest_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    """The latest checkpoint's file of each kind."""
+    found = {}
+    for path in sorted(folder.glob("step-*/*.json")):  # step numbers are padded with zeros: later ones replace
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found[content["kind"]] = content
+    return found
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The last part of each path, or as many as make them differ."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("report: the same folder is given twice; name each once")

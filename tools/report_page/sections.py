@@ -1,0 +1,220 @@
+"""The sections of the page: each takes the runs, or the sweeps, and returns its tables and charts."""
+
+import math
+import statistics
+from collections import defaultdict
+from typing import Any
+
+from ...lm.console import binary
+from ..report import valid_scores
+from . import charts
+from .collect import RunView, SweepView
+from .page import Cell, Part, Section
+
+LOWER_IS_BETTER = ("perplexity", "bpb", "bits_per_byte", "nats", "loss", "mse")
+
+
+def overview(runs: list[RunView]) -> Section:
+    """What each run is and how far it got."""
+    facts = [run.facts() for run in runs]
+    rows = [[Cell(name, style="text"), *(Cell(f[name], style="text") for f in facts)] for name in facts[0]]
+    return Section("Runs", [_by_run(runs, ["run"], rows)])
+
+
+def losses(runs: list[RunView]) -> Section:
+    """Training and validation loss, learning rate."""
+    curves: dict[str, dict[str, charts.Points]] = {}
+    rates: dict[str, charts.Points] = {}
+    for run in runs:
+        steps = run.of_kind("train")
+        if not steps:
+            continue
+        curves[run.name] = {"train": [(r["tokens"] / 1e6, r["loss"]) for r in steps]}
+        rates[run.name] = [(r["tokens"] / 1e6, r["lr"]) for r in steps]
+        for name, points in run.series("valid").items():
+            if name.endswith("/loss"):
+                at = [(step * run.tokens_per_step / 1e6, value) for step, value in points]
+                curves[run.name][name.removesuffix("/loss")] = at
+    parts = [Part(charts=[charts.loss_chart(curves, rates)])] if curves else []
+    return Section("Loss", parts, "Thin: each step. Thick: its moving average. Markers: validation sets.")
+
+
+def validation(runs: list[RunView]) -> Section:
+    """The last score of every validation set."""
+    scores = [valid_scores(run.run) for run in runs]
+    names = list(dict.fromkeys(name for score in scores for name in score))
+    rows = []
+    for name in names:
+        for key, unit in (("bits_per_byte", "bits per byte"), ("loss", "nats per token")):
+            values = [score.get(name, {}).get(key) for score in scores]
+            # nats per token compare only where the tokenizer is the same; bits per byte always do
+            best = _best(values, higher=False) if key == "bits_per_byte" else None
+            cells = [_figure(value, None, i == best) for i, value in enumerate(values)]
+            rows.append([Cell(name, style="text"), Cell(unit, style="text"), *cells])
+    return Section("Validation", [_by_run(runs, ["set", "unit"], rows)] if rows else [])
+
+
+def during_training(runs: list[RunView]) -> Section:
+    """What was measured in the loop, against the step."""
+    curves: dict[str, dict[str, charts.Points]] = defaultdict(dict)
+    for run in runs:
+        for name, points in run.series("eval").items():
+            curves[name][run.name] = points
+    images = [charts.line_chart(name, lines, "step", name) for name, lines in sorted(curves.items())]
+    return Section("During training", [Part(charts=images)] if images else [])
+
+
+def benchmarks(runs: list[RunView]) -> Section:
+    """lm-eval scores with standard errors; a task that differs between runs stands in rows of its own."""
+    found: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for i, run in enumerate(runs):
+        for score in run.evaluations.get("tasks", {}).get("scores", ()):
+            found[score["task"], score["metric"], score["task_hash"]][i] = score
+    versions: dict[str, set[str]] = defaultdict(set)
+    for task, _metric, task_hash in found:
+        versions[task].add(task_hash)
+    rows = []
+    for (task, metric, task_hash), by_run in found.items():
+        values = [by_run[i]["value"] if i in by_run else None for i in range(len(runs))]
+        errors = [by_run[i]["stderr"] if i in by_run else None for i in range(len(runs))]
+        best = _best(values, higher=not any(word in metric for word in LOWER_IS_BETTER), errors=errors)
+        cells = [_figure(v, e, i == best) for i, (v, e) in enumerate(zip(values, errors, strict=True))]
+        any_score = next(iter(by_run.values()))
+        chance = "-" if any_score["chance"] is None else f"{any_score['chance']:.3f}"
+        name = task if len(versions[task]) == 1 else f"{task} ({task_hash})"
+        head = [Cell(name, style="text"), Cell(metric, style="text"), Cell(f"{any_score['n']:,}"), Cell(chance)]
+        rows.append([*head, *cells, Cell(_remarks(by_run), style="text")])
+    header = ["task", "metric", "n", "chance"]
+    parts = [_by_run(runs, header, rows, after=["remarks"])] if rows else []
+    note = (
+        "± one standard error over the documents. Marked: ahead of every other run by more than two standard errors of "
+        "the difference. A task that was not the same in all runs, in prompts or data, carries its hash."
+    )
+    return Section("Benchmarks", parts, note)
+
+
+def _remarks(by_run: dict[int, dict[str, Any]]) -> str:
+    """What to know before believing the figures: the most of any run."""
+    words = {"truncated": "contexts cut", "apart": "answers tokenised apart", "ties": "ties"}
+    counts = {word: max(score[key] for score in by_run.values()) for key, word in words.items()}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
+def needles(runs: list[RunView]) -> Section:
+    """Heat maps of depth against length, and every task's score by length."""
+    parts, summary = [], []
+    for run in runs:
+        content = run.evaluations.get("needles")
+        if content is None:
+            continue
+        by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for cell in content["cells"]:
+            if cell["depth"] is not None:
+                by_task[cell["task"]].append(cell)
+        maps = [charts.heat_map(task, cells) for task, cells in by_task.items()]
+        if maps:
+            parts.append(Part(title=f"{run.name}, {content['checkpoint']}, in {content['haystack']}", charts=maps))
+        for line in content["summary"]:
+            head = [Cell(run.name, style="text"), Cell(line["task"], style="text"), Cell(f"{line['length']:,}")]
+            summary.append([*head, _figure(line["score"], line["stderr"]), Cell(str(line["n"]))])
+    if summary:
+        header = ["run", "task", "tokens", "score", "n"]
+        parts.append(Part(title="all tasks", header=header, rows=summary))
+    return Section("Needles", parts, "Share of the hidden answers that the model writes.")
+
+
+def positions(runs: list[RunView]) -> Section:
+    """Loss by position, and the text's bits per byte."""
+    curves: dict[str, dict[str, charts.Points]] = defaultdict(dict)
+    rows = []
+    for run in runs:
+        for curve in run.evaluations.get("positions", {}).get("curves", ()):
+            middles = [((b["start"] + b["end"]) / 2, b["nats"]) for b in curve["buckets"]]
+            curves[curve["text"]][f"{run.name}, {curve['mode']}"] = middles
+            head = [Cell(run.name, style="text"), Cell(curve["text"], style="text"), Cell(curve["mode"], style="text")]
+            rows.append([*head, Cell(f"{curve['tokens']:,}"), _figure(curve["bits_per_byte"])])
+    images = [
+        charts.line_chart(f"loss by position in {text}", lines, f"position in {text}", "nats per token", log_x=True)
+        for text, lines in curves.items()
+    ]
+    header = ["run", "text", "mode", "tokens", "bits per byte"]
+    parts = [Part(charts=images, header=header, rows=rows)] if rows else []
+    note = (
+        "whole: one pass over the text. carry: windows that hand their state on. reset: windows that start anew. "
+        "Flat or falling beyond the training context: the model extrapolates."
+    )
+    return Section("Loss by position", parts, note)
+
+
+def recall(sweeps: list[SweepView]) -> Section:
+    """Each sweep's trade-off of accuracy against state, at each variant's best learning rate, over seeds."""
+    parts = []
+    for sweep in sweeps:
+        best = best_rates(sweep.results)
+        curves: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+        rows = []
+        for results in best:
+            first = results[0]
+            accuracies = [r["accuracy"] for r in results]
+            mean, spread = statistics.fmean(accuracies), statistics.stdev(accuracies) if len(results) > 1 else 0.0
+            curves[first["mixer"]].append((first["state_bytes"], mean, spread))
+            exact = statistics.fmean(r["exact"] for r in results)
+            solved = [r["steps_to_99"] for r in results if r["steps_to_99"] is not None]
+            steps = f"{statistics.median(solved):,.0f} ({len(solved)} of {len(results)})" if solved else "never"
+            rows.append(
+                [
+                    Cell(first["variant"], style="text"),
+                    Cell(f"{first['lr']:g}"),
+                    Cell(binary(first["state_bytes"])),
+                    Cell(f"{first['parameters']:,}"),
+                    Cell(f"{mean:.3f}", f"{spread:.3f}"),
+                    Cell(f"{exact:.3f}"),
+                    Cell(steps),
+                    *(_slice(results, i) for i in range(len(first["slices"]))),
+                ]
+            )
+        labels = [line["label"] for line in best[0][0]["slices"]] if best else []
+        header = ["variant", "lr", "state", "parameters", "accuracy", "exact", "steps to 99 %", *labels]
+        if rows:
+            parts.append(Part(title=sweep.name, charts=[charts.trade_off(curves)], header=header, rows=rows))
+    note = "At each variant's best learning rate: mean over the slices, ± standard deviation over seeds."
+    return Section("Recall", parts, note)
+
+
+def best_rates(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """For each variant the results of all seeds at the learning rate whose mean accuracy is highest."""
+    by_variant: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        by_variant[result["variant"]][result["lr"]].append(result)
+    return [
+        max(rates.values(), key=lambda r: statistics.fmean(x["accuracy"] for x in r)) for rates in by_variant.values()
+    ]
+
+
+def _slice(results: list[dict[str, Any]], i: int) -> Cell:
+    return Cell(f"{statistics.fmean(result['slices'][i]['accuracy'] for result in results):.3f}")
+
+
+def _by_run(runs: list[RunView], header: list[str], rows: list[list[Cell]], after: list[str] | None = None) -> Part:
+    """A table with one column per run behind those of `header`, in the runs' colours."""
+    columns = {len(header) + i: i for i in range(len(runs))}
+    return Part(header=[*header, *(run.name for run in runs), *(after or ())], rows=rows, run_columns=columns)
+
+
+def _figure(value: float | None, error: float | None = None, best: bool = False) -> Cell:
+    if value is None:
+        return Cell("-")
+    return Cell(f"{value:.4f}", "" if error is None else f"{error:.4f}", "best" if best else "")
+
+
+def _best(values: list[float | None], *, higher: bool, errors: list[float | None] | None = None) -> int | None:
+    """The run that is ahead of all others, with errors by more than two of the difference; None if none is."""
+    known = [i for i, value in enumerate(values) if value is not None]
+    if len(known) < 2:
+        return None
+    sign = 1 if higher else -1
+    ranked = sorted(known, key=lambda i: -sign * (values[i] or 0.0))
+    first, second = ranked[:2]
+    lead = sign * ((values[first] or 0.0) - (values[second] or 0.0))
+    noise = 2 * math.hypot(*(errors[i] or 0.0 for i in (first, second))) if errors else 0.0
+    return first if lead > noise else None
