@@ -1,36 +1,28 @@
-"""lm-eval's view of a model, and `evaluate`, which scores one on benchmark tasks without a network or a hub."""
+"""lm-eval's view of a model: its three kinds of requests."""
 
-import difflib
-import logging
-import random
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from unittest import mock
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-import lm_eval.api.task
-import numpy as np
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.evaluator import evaluate as run_tasks
-from lm_eval.tasks import TaskManager
+from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from ..lm.data.sources import fetch
-from ..lm.errors import ConfigError, DataError
+from ..lm.errors import ConfigError
 from ..lm.model import HybridLM
 from .continuing import Sampling, continue_batch
-from .scores import Score, Scores, collect
-from .scoring import TargetScore, Window, batches, inference, score_windows, split_windows
+from .memory import automatic_batch_tokens
+from .nan_trace import first_nan
+from .processes import in_parallel
+from .response_cache import ResponseCache, fingerprint
+from .scoring import NaNScore, TargetScore, Window, batches, inference, score_windows, split_windows, total
 
 if TYPE_CHECKING:
     from ..lm.data.tokenizer import Tokenizer
-
-TASKS = Path(__file__).parent / "tasks"
 
 
 class Encoded(NamedTuple):
@@ -41,17 +33,24 @@ class Encoded(NamedTuple):
     apart: bool
 
 
-class HybridHarness(TemplateLM):
+class HybridHarness(LM):
     """lm-eval's three request types on a HybridLM.
 
     Every input to the model is BOS, which starts every training document, and then at most `max_length - 1` tokens.
-    Sequences of similar length are computed together, at most `batch_tokens` tokens with padding counted; results do
-    not depend on it. The model's mode and the random state are left as they were.
+    Sequences of similar length are computed together, at most `batch_tokens` tokens with padding counted, or as many as
+    the free memory holds if that is "auto"; results do not depend on it. What requests begin with alike is computed
+    once, unless share_prefixes is False, which exists to be measured. The model's mode and the random state are left as
+    they were.
+
+    on_long: what happens to a context that does not fit whole: cut on the left and counted, or an error. responses:
+    folder of a ResponseCache. data_parallel: every process of the torch.distributed group makes the same calls, does a
+    share of the work and gets all results, so lm-eval needs to know of one process only.
 
     Counted by task: `truncated`, requests whose context did not fit whole; `apart`, requests where a token of the
     joined text spans context and continuation, which are then encoded one by one.
 
-    Raises ConfigError when max_length is below 2 or batch_tokens below max_length.
+    Raises ConfigError when max_length is below 2 or batch_tokens below max_length, and for a long context under
+    on_long="error"; FloatingPointError that says where when the model gives NaN.
     """
 
     def __init__(
@@ -60,49 +59,57 @@ class HybridHarness(TemplateLM):
         tokenizer: "Tokenizer",
         *,
         max_length: int,
-        batch_tokens: int = 8192,
+        batch_tokens: int | Literal["auto"] = 8192,
+        share_prefixes: bool = True,
+        on_long: Literal["truncate", "error"] = "truncate",
+        responses: str | Path | None = None,
+        data_parallel: bool = False,
         seed: int = 0,
         verbose: bool = False,
     ):
         super().__init__()
         if max_length < 2:
             raise ConfigError(f"max_length: {max_length} leaves no room for a token beside BOS; use 2 or more")
+        if batch_tokens == "auto":
+            batch_tokens = automatic_batch_tokens(model, max_length)
         if batch_tokens < max_length:
             raise ConfigError(f"batch_tokens: {batch_tokens} is below max_length={max_length}; one sequence must fit")
         self.model, self.tokenizer = model, tokenizer
-        self.max_length, self.batch_tokens = max_length, batch_tokens
+        self.max_length, self.batch_tokens, self.share_prefixes = max_length, batch_tokens, share_prefixes
+        self.on_long, self.data_parallel = on_long, data_parallel
         self.seed, self.verbose = seed, verbose
         self.truncated: Counter[str] = Counter()
         self.apart: Counter[str] = Counter()
+        self._responses: tuple[str | Path, str] | None = None
+        if responses is not None:
+            options = {"max_length": max_length, "share_prefixes": share_prefixes}
+            self._responses = responses, fingerprint(model, tokenizer, **options)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
-
-    @property
-    def eot_token_id(self) -> int:
-        return self.tokenizer.eos_id
-
-    @property
-    def prefix_token_id(self) -> int:
-        return self.tokenizer.bos_id
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens without specials, whatever is asked: BOS is added where the model's input is put together."""
-        return self.tokenizer.encode(string)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log p(continuation | context) in nats, whether greedy decoding would give it), for each request.
 
         Raises ConfigError for an empty continuation, before anything is computed.
         """
-        encoded = []
+        pairs = []
         for request in requests:
             tokens = self._encode(*request.args)
             self.apart[_task(request)] += tokens.apart
-            self.truncated[_task(request)] += len(tokens.context) + len(tokens.continuation) > self.max_length
-            encoded.append((request.args, tokens.context, tokens.continuation))
-        return self._loglikelihood_tokens(encoded)
+            self._check_fits(request, len(tokens.context) + len(tokens.continuation), self.max_length)
+            pairs.append((tokens.context, tokens.continuation))
+        return [(score.log_likelihood, score.greedy) for score in self._score(pairs, requests)]
+
+    def _check_fits(self, request: Instance, length: int, room: int) -> None:
+        """Count a context that will be cut, or refuse it."""
+        if length > room and self.on_long == "error":
+            raise ConfigError(
+                f"{_where(request)}: {length} tokens, but max_length={self.max_length} has room for {room}; raise it, "
+                "or let contexts be cut with on_long='truncate'"
+            )
+        self.truncated[_task(request)] += length > room
 
     def _encode(self, context: str, continuation: str) -> Encoded:
         """Tokens of the joined text, cut at the boundary; white space that ends the context goes to the continuation.
@@ -114,29 +121,39 @@ class HybridHarness(TemplateLM):
         context = context.rstrip()
         if not continuation:
             raise ConfigError(f"request whose context ends in {text[-40:]!r}: the continuation to score is empty")
-        before, whole = self.tok_encode(context), self.tok_encode(text)
+        before, whole = self.tokenizer.encode(context), self.tokenizer.encode(text)
         if len(whole) > len(before) and whole[: len(before)] == before:
             return Encoded(before, whole[len(before) :], False)
-        return Encoded(before, self.tok_encode(text[len(context) :]), True)
-
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
-    ) -> list[tuple[float, bool]]:
-        return [(score.log_likelihood, score.greedy) for score in self._score([pair[1:] for pair in requests])]
+        return Encoded(before, self.tokenizer.encode(text[len(context) :]), True)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """log p(text) in nats, every token scored once; a text over max_length in windows that start with BOS again."""
-        return [score.log_likelihood for score in self._score([([], self.tok_encode(r.args[0])) for r in requests])]
+        texts = [([], self.tokenizer.encode(request.args[0])) for request in requests]
+        return [score.log_likelihood for score in self._score(texts, requests)]
 
-    def _score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[TargetScore]:
-        """The score of each (context, targets): the sum over its windows."""
-        cuts = [split_windows(context, targets, self.prefix_token_id, self.max_length) for context, targets in pairs]
+    def _score(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], requests: Sequence[Instance]
+    ) -> list[TargetScore]:
+        """The score of each (context, targets), made by the request of the same index: the sum over its windows."""
+        cuts = [split_windows(context, targets, self.tokenizer.bos_id, self.max_length) for context, targets in pairs]
         windows: list[Window] = [window for cut in cuts for window in cut]
-        with inference(self.model):
-            scored = score_windows(self.model, windows, self.batch_tokens)
-            parts = dict(tqdm(scored, "scoring", len(windows), disable=not self.verbose))
-        ordered = iter(parts[i] for i in range(len(windows)))  # summed in order, whatever the batches were
-        return [_total([next(ordered) for _ in cut]) for cut in cuts]
+        owners = [request for cut, request in zip(cuts, requests, strict=True) for _ in cut]
+
+        def compute(chosen: list[int]) -> Iterator[tuple[int, TargetScore]]:
+            asked = [windows[i] for i in chosen]
+            try:
+                for i, score in score_windows(self.model, asked, self.batch_tokens, self.share_prefixes):
+                    yield chosen[i], score
+            except NaNScore as error:
+                number = chosen[error.window]
+                where = f"{_where(owners[number])}: first in {first_nan(self.model, windows[number].inputs)}"
+                raise FloatingPointError(f"{error}; {where}") from None
+
+        order = sorted(range(len(windows)), key=lambda i: windows[i].inputs)  # neighbours have a beginning in common
+        lengths = [len(window.inputs) for window in windows]
+        scores = self._answers([("score", *window) for window in windows], order, lengths, compute, "scoring")
+        parts = iter(TargetScore(*scores[i]) for i in range(len(windows)))  # summed in order, whatever the batches were
+        return [total([next(parts) for _ in cut]) for cut in cuts]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Each context's continuation up to its first stop string, EOS, or max_gen_toks tokens; the stop is left out.
@@ -155,120 +172,78 @@ class HybridHarness(TemplateLM):
                     f"max_gen_toks: {sampling.max_new_tokens} leaves no room for a context within "
                     f"max_length={self.max_length}; use at most {self.max_length - 2}"
                 )
-            tokens = self.tok_encode(context)
-            self.truncated[_task(request)] += len(tokens) > room
-            prompts.append([self.prefix_token_id, *tokens[-room:]])
+            tokens = self.tokenizer.encode(context)
+            self._check_fits(request, len(tokens), room)
+            prompts.append([self.tokenizer.bos_id, *tokens[-room:]])
             groups[sampling].append(i)
-        texts = [""] * len(requests)
-        with inference(self.model), tqdm(None, "generating", len(requests), disable=not self.verbose) as progress:
-            for sampling, members in groups.items():
-                for batch in self._generation_batches(sampling, members, prompts):
-                    chosen = [prompts[i] for i in batch]
-                    written = continue_batch(self.model, self.tokenizer, chosen, sampling, self.seed + batch[0])
-                    for i, text in zip(batch, written, strict=True):
-                        texts[i] = text
-                    progress.update(len(batch))
-        return texts
+        samplings = {i: sampling for sampling, members in groups.items() for i in members}
+        lengths = [len(prompt) + samplings[i].max_new_tokens for i, prompt in enumerate(prompts)]
+        seeds = _seeds(requests, self.seed)
 
-    def _generation_batches(
-        self, sampling: Sampling, members: list[int], prompts: list[list[int]]
-    ) -> Iterator[list[int]]:
-        if sampling.temperature:  # a row's draws would depend on its neighbours
-            return iter([i] for i in members)
-        lengths = [len(prompt) + sampling.max_new_tokens for prompt in prompts]
-        return batches(sorted(members, key=lambda i: -lengths[i]), lengths, self.batch_tokens)
+        def compute(chosen: list[int]) -> Iterator[tuple[int, str]]:
+            mine = set(chosen)
+            for sampling, members in groups.items():
+                longest_first = sorted(mine.intersection(members), key=lambda i: (-lengths[i], i))
+                alone = sampling.temperature > 0  # a row's draws would depend on its neighbours
+                rows = batches(longest_first, lengths, 0 if alone else self.batch_tokens)
+                for batch in rows:
+                    texts = continue_batch(
+                        self.model, self.tokenizer, [prompts[i] for i in batch], sampling, seeds[batch[0]]
+                    )
+                    yield from zip(batch, texts, strict=True)
+
+        keys = [
+            ("generate", prompt, *samplings[i], seeds[i] if samplings[i].temperature else None)
+            for i, prompt in enumerate(prompts)
+        ]
+        texts = self._answers(keys, range(len(requests)), lengths, compute, "generating")
+        return [texts[i] for i in range(len(requests))]
+
+    def _answers(
+        self,
+        keys: Sequence[tuple[Any, ...]],
+        order: Sequence[int],
+        lengths: Sequence[int],
+        compute: Callable[[list[int]], Iterator[tuple[int, Any]]],
+        doing: str,
+    ) -> dict[int, Any]:
+        """Answers by index in `keys`, from the response cache or from `compute`, by this process or by the group."""
+
+        def work(chosen: list[int]) -> dict[int, Any]:
+            with ExitStack() as stack:
+                cache = stack.enter_context(ResponseCache(*self._responses)) if self._responses else None
+                done = (
+                    {chosen[k]: answer for k, answer in cache.known(keys[i] for i in chosen).items()} if cache else {}
+                )
+                left = [i for i in chosen if i not in done]
+                progress = tqdm(None, doing, len(chosen), initial=len(done), disable=not self.verbose)
+                stack.enter_context(progress)
+                stack.enter_context(inference(self.model))
+                for i, answer in compute(left):
+                    done[i] = answer
+                    progress.update()
+                    if cache:
+                        cache.add(keys[i], answer)
+            return done
+
+        return in_parallel(order, lengths, work) if self.data_parallel else work(list(order))
 
 
 def _task(request: Instance) -> str:
     return request.task_name or ""
 
 
-def _total(parts: list[TargetScore]) -> TargetScore:
-    return TargetScore(sum(part.log_likelihood for part in parts), all(part.greedy for part in parts))
+def _where(request: Instance) -> str:
+    return f"task {_task(request)!r}, document {request.doc_id}"
 
 
-def evaluate(
-    model: HybridLM,
-    tokenizer: "Tokenizer",
-    tasks: list[str],
-    *,
-    max_length: int,
-    cache: str | Path,
-    limit: int | None = None,
-    batch_tokens: int = 8192,
-    seed: int = 0,
-    checkpoint: str = "",
-    verbose: bool = False,
-) -> Scores:
-    """Score `model` on lm-eval tasks of eval/tasks, zero-shot, from the benchmark files in {cache}/benchkit.
-
-    max_length: tokens per input, BOS included. limit: only the first documents of each task. checkpoint: a name for the
-    weights, kept with the scores. verbose: lm-eval's messages and progress bars. Missing files are fetched. Raises
-    ConfigError for no or an unknown task or a limit below 1, DataError when the files cannot be fetched.
-    """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit: {limit} scores nothing; use 1 or more, or None for all documents")
-    harness = HybridHarness(
-        model, tokenizer, max_length=max_length, batch_tokens=batch_tokens, seed=seed, verbose=verbose
-    )
-    folder = Path(cache).expanduser() / "benchkit"
-    manager = TaskManager(include_path=TASKS, include_defaults=False, metadata={"data": str(folder)})  # type: ignore
-    if not tasks:
-        raise ConfigError(f"tasks: none given; there are: {', '.join(manager.all_subtasks)}")
-    sources = {task: _sources(task, manager, folder) for task in tasks}
-    if not all(data.is_file() for *_, data in sources.values()):
-        _fetch_benchmarks(cache)
-    with _quiet(verbose), _random_state_kept():
-        loaded = manager.load(list(sources))
-        for task in loaded["tasks"].values():
-            task.set_fewshot_seed(seed)
-        # not simple_evaluate: it reseeds every global generator and describes the machine by running programs
-        results: Any = run_tasks(harness, loaded, limit=limit, bootstrap_iters=1000)
-    rows = collect(results, loaded["tasks"], sources)
-    scores = [Score(truncated=harness.truncated[r["task"]], apart=harness.apart[r["task"]], **r) for r in rows]
-    return Scores(scores, checkpoint, max_length, limit)
-
-
-def _sources(task: str, manager: TaskManager, folder: Path) -> list[Path]:
-    """The files that say what a task asks: its YAML, what that includes, its questions."""
-    names = manager.all_subtasks
-    if task not in names:
-        close = difflib.get_close_matches(task, names, n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise ConfigError(f"task {task!r}: unknown; {hint}tasks: {', '.join(names)}")
-    entry = manager.task_index[task]
-    assert entry.yaml_path and entry.cfg
-    return [entry.yaml_path, TASKS / "_multiple_choice.yaml", folder / f"{entry.cfg['dataset_kwargs']['file']}.jsonl"]
-
-
-def _fetch_benchmarks(cache: str | Path) -> None:
-    try:
-        fetch("benchkit", cache)
-    except DataError as error:
-        raise DataError(f"benchmark files: {error}; with a network, run: hybridlm fetch benchkit") from None
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """lm-eval draws from Python's global generator, to name tasks; training that goes on after this must not notice."""
-    python, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
-
-
-@contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Without `verbose`, only lm-eval's errors come through."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    with ExitStack() as stack:
-        if not verbose:
-            logger.setLevel(logging.ERROR)
-            stack.callback(logger.setLevel, level)
-            # lm-eval has no switch for the bar it shows while it writes the prompts
-            stack.enter_context(mock.patch.object(lm_eval.api.task, "tqdm", partial(tqdm, disable=True)))
-        yield
+def _seeds(requests: Sequence[Instance], seed: int) -> list[int]:
+    """A seed for each request that depends on its document and on how often it was asked before, on nothing else."""
+    asked: Counter[tuple[str, int | None]] = Counter()
+    seeds = []
+    for request in requests:
+        document = (_task(request), request.doc_id)
+        name = f"{seed} {document} {asked[document]}"
+        seeds.append(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]))
+        asked[document] += 1
+    return seeds

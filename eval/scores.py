@@ -12,6 +12,8 @@ from typing import Any, Self
 from rich.table import Table
 
 from ..lm.data.files import write_atomically
+from ..lm.errors import ConfigError
+from .gold import bits_per_byte
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Score:
 
     stderr: standard error of the mean over documents; None for one document or where lm-eval has none. n: documents.
     chance: the expected value when every answer is as likely; None where that has no meaning. task_hash: of the task's
-    YAML, its data and the first document's prompts; scores with different hashes answer different questions.
+    configuration, its questions and the first prompts; scores with different hashes answer different questions.
     truncated, apart: requests whose context was cut, and whose continuation was tokenised by itself. ties: documents
     whose best answers score exactly the same, of which the first counts as chosen.
     """
@@ -45,19 +47,36 @@ class Scores:
     checkpoint: str
     max_length: int
     limit: int | None
+    fingerprint: str = ""
     lm_eval: str = version("lm_eval")
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all; missing folders are made."""
+        """Write JSON, whole or not at all; missing folders are made.
+
+        Scores of other tasks in the file stay if they are of the same model (its fingerprint); of the same task they
+        are replaced. max_length and limit in the file are those of the latest evaluation; each score has its own n.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(self), indent=1).encode())
+        kept = self.load(path) if path.is_file() else None
+        scores = self.scores
+        if kept and kept.fingerprint == self.fingerprint:
+            mine = {score.task for score in self.scores}
+            scores = [*(score for score in kept.scores if score.task not in mine), *scores]
+        taken = {key: value for key, value in asdict(self).items() if key != "scores"}
+        content = {"kind": "tasks", **taken, "scores": [asdict(score) for score in scores]}
+        write_atomically(path, json.dumps(content, indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        del content["kind"]
         return cls(**{**content, "scores": [Score(**score) for score in content["scores"]]})
+
+    def values(self) -> dict[str, float]:
+        """The numbers to log."""
+        return {f"{score.task}/{score.metric}": score.value for score in self.scores}
 
     def table(self) -> Table:
         """One row per metric; the last column says what a reader should know before comparing."""
@@ -79,10 +98,59 @@ def _note(score: Score) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
-def collect(results: dict[str, Any], tasks: dict[str, Any], sources: dict[str, list[Path]]) -> list[dict[str, Any]]:
+def compare(scores_a: Scores, scores_b: Scores) -> list[tuple[Score, Score]]:
+    """Pairs of the metrics that both have, in the first one's order.
+
+    Raises ConfigError where the two asked different questions under one name: another prompt, data set or number of
+    documents. Such figures do not belong in one table.
+    """
+    theirs = {(score.task, score.metric): score for score in scores_b.scores}
+    pairs = [
+        (score, theirs[score.task, score.metric]) for score in scores_a.scores if (score.task, score.metric) in theirs
+    ]
+    for a, b in pairs:
+        if a.task_hash != b.task_hash:
+            raise ConfigError(
+                f"task {a.task!r}: its questions or prompts differ (hash {a.task_hash} against {b.task_hash}), so the "
+                "scores cannot be compared; score both runs again with the same version and options"
+            )
+        if a.n != b.n:
+            raise ConfigError(
+                f"task {a.task!r}: scored on {a.n} and on {b.n} documents; score both runs with the same limit"
+            )
+    return pairs
+
+
+def group_mean(group: str, scores: list[Score]) -> list[Score]:
+    """The mean over all documents of a group's tasks, for each metric, as one score under the group's name."""
+    means = []
+    for metric in dict.fromkeys(score.metric for score in scores):
+        parts = [score for score in scores if score.metric == metric]
+        n = sum(score.n for score in parts)
+        variance = sum((score.n * score.stderr) ** 2 for score in parts if score.stderr is not None) / n**2
+        chances = [score.chance for score in parts if score.chance is not None]
+        means.append(
+            Score(
+                task=group,
+                metric=metric,
+                value=sum(score.n * score.value for score in parts) / n,
+                stderr=math.sqrt(variance) if all(score.stderr is not None for score in parts) else None,
+                n=n,
+                chance=statistics.fmean(chances) if chances else None,
+                task_hash=hashlib.sha256("".join(score.task_hash for score in parts).encode()).hexdigest()[:12],
+                truncated=sum(score.truncated for score in parts),
+                apart=sum(score.apart for score in parts),
+                ties=sum(score.ties for score in parts),
+            )
+        )
+    return means
+
+
+def collect(results: dict[str, Any], tasks: dict[str, Any], contents: dict[str, str]) -> list[dict[str, Any]]:
     """What lm-eval found, as the fields of a `Score` that do not depend on the model's inputs.
 
-    results: of `lm_eval.evaluate` with samples. tasks: lm-eval's task objects. sources: each task's YAMLs and data.
+    results: of `lm_eval.evaluate` with samples. tasks: lm-eval's task objects. contents: a hash of each task's
+    configuration and questions.
     """
     rows = []
     for name, metrics in results["results"].items():
@@ -90,7 +158,7 @@ def collect(results: dict[str, Any], tasks: dict[str, Any], sources: dict[str, l
         common = {
             "task": name,
             "n": len(samples),
-            "task_hash": task_hash(sources[name], samples[0]["arguments"]),
+            "task_hash": task_hash(contents[name], samples[0]["arguments"]),
             "ties": 0,
         }
         chance = None
@@ -102,23 +170,32 @@ def collect(results: dict[str, Any], tasks: dict[str, Any], sources: dict[str, l
             if chosen and not metric.endswith("_stderr"):
                 stderr = metrics.get(f"{metric}_stderr,{chosen}")
                 error = float(stderr) if isinstance(stderr, float) else None
-                rows.append({**common, "metric": metric, "value": float(value), "stderr": error, "chance": chance})
+                if metric == "perplexity" and len(samples) > 1:  # of exp, to first order; lm-eval would draw samples
+                    error = float(value) * _stderr([sample["perplexity"] for sample in samples])
+                by_chance = chance if metric.startswith("acc") else None
+                rows.append({**common, "metric": metric, "value": float(value), "stderr": error, "chance": by_chance})
         if chance is not None:
             bits = [gold_bits_per_byte(tasks[name], sample) for sample in samples]
-            error = statistics.stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else None
+            error = _stderr(bits) if len(bits) > 1 else None
             rows.append(
                 {**common, "metric": "gold_bpb", "value": statistics.fmean(bits), "stderr": error, "chance": None}
             )
     return rows
 
 
+def _stderr(values: list[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
 def gold_bits_per_byte(task: Any, sample: dict[str, Any]) -> float:
     """-log2 p(right answer | question) / its UTF-8 bytes: moves long before a small model's accuracy leaves chance."""
     doc = sample["doc"]
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(gold, str):  # some tasks name the right answer, some number it
+        gold = task.doc_to_choice(doc).index(gold)
     _context, answer = sample["arguments"][gold]
     log_likelihood, _greedy = sample["filtered_resps"][gold]
-    return -log_likelihood / math.log(2) / len(answer.encode())
+    return bits_per_byte(log_likelihood, answer)
 
 
 def _tied(answers: list[tuple[float, bool]]) -> bool:
@@ -126,10 +203,8 @@ def _tied(answers: list[tuple[float, bool]]) -> bool:
     return best == second
 
 
-def task_hash(sources: list[Path], first_requests: list[Any]) -> str:
-    """12 hex digits of SHA-256 over the files and the first document's requests."""
-    digest = hashlib.sha256()
-    for path in sources:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+def task_hash(content: str, first_requests: list[Any]) -> str:
+    """12 hex digits of SHA-256 over the hash of what a task asks and the first document's requests as they are put."""
+    digest = hashlib.sha256(content.encode())
     digest.update(json.dumps(first_requests, ensure_ascii=False, default=str).encode())
     return digest.hexdigest()[:12]

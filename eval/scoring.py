@@ -1,5 +1,11 @@
-"""Log-likelihoods of token sequences under a model: windows that fit its length, batches that fit a budget."""
+"""Log-likelihoods of token sequences under a model: windows that fit its length, batches that fit a budget.
 
+What windows begin with alike is computed once (see `prefix_tree`) and the decoding state forked where they part. This
+suits every mixer: keys and values are copied like a recurrent state, which could not be rewound.
+"""
+
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -10,7 +16,10 @@ from torch import Tensor
 
 from ..lm.model import HybridLM
 from ..lm.model.cache import Cache
-from ..lm.model.loss import SLICE, cap
+from .memory import state_tokens
+from .prefix_tree import Node, grow, separate
+
+SLICE = 1 << 23  # logits that exist at a time: 32 MiB in float32, whatever the vocabulary and the length
 
 
 class Window(NamedTuple):
@@ -74,79 +83,125 @@ def inference(model: HybridLM) -> Iterator[None]:
             module.training = training
 
 
-def score_windows(model: HybridLM, windows: Sequence[Window], batch_tokens: int) -> Iterator[tuple[int, TargetScore]]:
-    """(index, score) of every window, longest contexts first. Call it inside `inference`.
+class NaNScore(FloatingPointError):
+    """The model gave NaN for a target of window number `window`."""
 
-    Windows of one context are neighbours (the answers to one question), and where that saves work their context is run
-    once and its state forked for each of them. Raises FloatingPointError when the model gives NaN.
+    def __init__(self, window: int):
+        super().__init__("the model gives NaN, so no score would mean anything; check its weights and precision")
+        self.window = window
+
+
+def score_windows(
+    model: HybridLM, windows: Sequence[Window], batch_tokens: int, share_prefixes: bool = True
+) -> Iterator[tuple[int, TargetScore]]:
+    """(index, score) of every window, long inputs first. Call it inside `inference`.
+
+    A forward holds at most `batch_tokens` tokens: rows padded to the longest, with what their states have seen, which
+    count for no less than they take (`memory.state_tokens`). Each of the tree's DEPTH levels keeps the states of one
+    batch at most. share_prefixes=False runs every window by itself, to measure
+    what sharing saves. Raises NaNScore.
     """
-    lengths = [len(window.inputs) for window in windows]
-    order = sorted(range(len(windows)), key=lambda i: (-len(windows[i].context), windows[i].context, -lengths[i]))
-    for batch in batches(order, lengths, batch_tokens):
-        yield from zip(batch, _score_batch(model, [windows[i] for i in batch]), strict=True)
+    inputs = [window.inputs for window in windows]
+    forest = grow(inputs) if share_prefixes else separate(inputs)
+    parts: dict[int, list[TargetScore]] = defaultdict(list)
+    for i, part, last in _descend(model, windows, [(node, 0) for node in forest], None, batch_tokens):
+        parts[i].append(part)
+        if last:
+            yield i, total(parts.pop(i))
 
 
-def _score_batch(model: HybridLM, windows: list[Window]) -> list[TargetScore]:
-    contexts = list(dict.fromkeys(window.context for window in windows))
-    repeated = sum(len(window.context) for window in windows) - sum(map(len, contexts))
-    shared = 4 * repeated > sum(len(window.inputs) for window in windows)  # forking has a price of its own
-    hidden = _fork_contexts(model, windows, contexts) if shared else _run_whole(model, windows)
-    targets = torch.tensor([token for window in windows for token in window.targets], device=model.device)
-    log_p, likeliest = _target_log_p(model, hidden, targets)
-    counts = [len(window.targets) for window in windows]
-    return [
-        TargetScore(float(p.double().sum()), bool(best.all()))
-        for p, best in zip(log_p.split(counts), likeliest.split(counts), strict=True)
-    ]
+def total(parts: Sequence[TargetScore]) -> TargetScore:
+    """The score of targets that were scored in parts."""
+    return TargetScore(sum(part.log_likelihood for part in parts), all(part.greedy for part in parts))
 
 
-def _run_whole(model: HybridLM, windows: list[Window]) -> Tensor:
-    """Final hidden vector before each target [sum of targets, D], every window computed by itself."""
-    hidden, _ = _hidden(model, [window.inputs for window in windows])
-    rows = hidden.split([len(window.inputs) for window in windows])
-    return torch.cat([row[len(window.context) - 1 :] for row, window in zip(rows, windows, strict=True)])
+def _descend(
+    model: HybridLM, windows: Sequence[Window], nodes: list[tuple[Node, int]], state: Cache | None, batch_tokens: int
+) -> Iterator[tuple[int, TargetScore, bool]]:
+    """Scores of windows on `nodes`, each with its row in `state`, and below: (window, part, whether it is the last)."""
+    least = state_tokens(model) if state or any(node.children for node, _ in nodes) else 1
+    ends = [max(node.end, least) for node, _ in nodes]
+    order = sorted(range(len(nodes)), key=lambda i: (not nodes[i][0].children, -ends[i]))
+    for batch in batches(order, ends, batch_tokens):
+        chosen = [nodes[i] for i in batch]
+        past = state.select([row for _, row in chosen]) if state else any(node.children for node, _ in chosen)
+        hidden, after = _run(model, [node.tokens for node, _ in chosen], past)
+        yield from _score_nodes(model, windows, [node for node, _ in chosen], hidden)
+        below = [(child, row) for row, (node, _) in enumerate(chosen) for child in node.children]
+        if below:
+            del past, hidden
+            yield from _descend(model, windows, below, after, batch_tokens)
 
 
-def _fork_contexts(model: HybridLM, windows: list[Window], contexts: list[tuple[int, ...]]) -> Tensor:
-    """The same from one pass over each context; its state is copied for each window that has more than one target."""
-    hidden, cache = _hidden(model, contexts, cache=True)
-    last = torch.stack([row[-1] for row in hidden.split([len(context) for context in contexts])])
-    index = {context: i for i, context in enumerate(contexts)}
-    rows = [index[window.context] for window in windows]
-    tails = [window.targets[:-1] for window in windows]
-    longer = [i for i, tail in enumerate(tails) if tail]
-    parts = [last[row, None] for row in rows]
-    if longer and cache is not None:
-        more, _ = _hidden(model, [tails[i] for i in longer], cache.select([rows[i] for i in longer]))
-        for i, part in zip(longer, more.split([len(tails[i]) for i in longer]), strict=True):
-            parts[i] = torch.cat((parts[i], part))
-    return torch.cat(parts)
-
-
-def _hidden(model: HybridLM, rows: Sequence[Sequence[int]], cache: Cache | bool = False) -> tuple[Tensor, Cache | None]:
+def _run(model: HybridLM, rows: Sequence[Sequence[int]], cache: Cache | bool) -> tuple[Tensor, Cache | None]:
     """Vectors that enter the output head, of `rows` packed end to end: [sum of lengths, D]; and the decoding state."""
     ids = torch.tensor([[token for row in rows for token in row]], device=model.device)
     bounds = F.pad(torch.tensor([len(row) for row in rows], device=model.device).cumsum(0), (1, 0))
-    kept: list[Tensor] = []
-    hook = model.norm.register_forward_hook(lambda _module, _inputs, y: kept.append(y))  # type: ignore[arg-type]
-    try:
-        output = model(ids, cu_seqlens=bounds, cache=cache or None, logits=False)
-    finally:
-        hook.remove()
-    return kept[0][0], output.cache
+    output = model(ids, cu_seqlens=bounds, cache=cache or None, logits=False)
+    return output.hidden[0], output.cache
 
 
-def _target_log_p(model: HybridLM, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """log p of each target [N] in float32, and whether it is the likeliest; logits exist for a slice at a time."""
+class _Part(NamedTuple):
+    """Targets of one window that follow on tokens of one node."""
+
+    window: int
+    targets: tuple[int, ...]
+    rows: range  # of each target, among the positions whose logits are needed
+    last: bool
+
+
+def _score_nodes(
+    model: HybridLM, windows: Sequence[Window], nodes: list[Node], hidden: Tensor
+) -> Iterator[tuple[int, TargetScore, bool]]:
+    """Scores of the targets that follow on the nodes' tokens [sum of lengths, D]; each position's logits exist once."""
+    needed: list[int] = []  # indices into hidden
+    parts: list[_Part] = []
+    offset = 0
+    for node in nodes:
+        spans = [(i, *_span(windows[i], node)) for i in node.members]
+        spans = [(i, first, stop) for i, first, stop in spans if first < stop]
+        if spans:
+            lowest, highest = min(first for _, first, _ in spans), max(stop for *_, stop in spans)
+            shift = len(needed) - lowest
+            needed += range(offset + lowest - node.start, offset + highest - node.start)
+            for i, first, stop in spans:
+                skip = len(windows[i].context) - 1
+                end = skip + len(windows[i].targets)
+                targets = windows[i].targets[first - skip : stop - skip]
+                parts.append(_Part(i, targets, range(shift + first, shift + stop), stop == end))
+        offset += len(node.tokens)
+    if not parts:
+        return
+    rows = torch.tensor([row for part in parts for row in part.rows], device=hidden.device)
+    targets = torch.tensor([token for part in parts for token in part.targets], device=hidden.device)
+    log_p, likeliest = _target_log_p(model, hidden[torch.tensor(needed, device=hidden.device)], rows, targets)
+    at = 0
+    for part in parts:
+        here = slice(at, at := at + len(part.targets))
+        score = TargetScore(sum(log_p[here]), all(likeliest[here]))
+        if math.isnan(score.log_likelihood):
+            raise NaNScore(part.window)
+        yield part.window, score, part.last
+
+
+def _span(window: Window, node: Node) -> tuple[int, int]:
+    """Positions first to stop - 1 in the input that have a target of `window` behind them and lie on `node`."""
+    first = len(window.context) - 1
+    return max(first, node.start), min(first + len(window.targets), node.end)
+
+
+def _target_log_p(model: HybridLM, hidden: Tensor, rows: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
+    """log p in float32 of `targets` [N] behind `hidden` [M, D] at `rows` [N], and whether each is the likeliest token.
+
+    Logits exist for a slice of the rows at a time.
+    """
+    log_p = torch.empty(len(rows), device=hidden.device)
+    likeliest = torch.empty(len(rows), dtype=torch.bool, device=hidden.device)
     step = max(1, SLICE // model.config.vocab_size)
-    log_p, likeliest = [], []
-    for h, target in zip(hidden.split(step), targets.split(step), strict=True):
-        scores = cap(model.lm_head(h), model.config.logit_softcap).float().log_softmax(-1)
-        log_p.append(scores.gather(1, target[:, None])[:, 0])
-        likeliest.append(scores.argmax(-1) == target)
-    result = torch.cat(log_p)
-    if bool(result.isnan().any()):
-        raise FloatingPointError(
-            "the model gives NaN, so no score would mean anything; check its weights and precision"
-        )
-    return result, torch.cat(likeliest)
+    for start in range(0, len(hidden), step):
+        scores = model.head(hidden[start : start + step]).float().log_softmax(-1)
+        [mine] = torch.where((rows >= start) & (rows < start + step))
+        row, target = rows[mine] - start, targets[mine]
+        log_p[mine] = scores[row, target]
+        likeliest[mine] = scores.argmax(-1)[row] == target
+    return log_p.tolist(), likeliest.tolist()

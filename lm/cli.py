@@ -5,13 +5,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-bench_app = typer.Typer(help="Measure: operators, training, a study of many variants.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure: operators, training, scoring, a study of many variants.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+convert_app = typer.Typer(help="Make a run of a checkpoint from elsewhere.", no_args_is_help=True)
+app.add_typer(convert_app, name="convert")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe's name or YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.steps=100")]
@@ -86,14 +88,76 @@ def train(
 @app.command("eval")
 def evaluate(
     run: RunFolder,
-    tasks: Annotated[str, typer.Option(help="comma-separated; see eval/tasks")] = "piqa,arc_challenge",
+    suite: Annotated[str | None, typer.Option(help="recall, commonsense, long, probes or all")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="comma-separated; default without --suite: piqa,arc_challenge")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="documents per task; default: all")] = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="padded tokens per forward")] = 8192,
+    num_fewshot: Annotated[int, typer.Option(min=0, help="solved questions before each")] = 0,
+    fewshot_seed: Annotated[int | None, typer.Option(help="draw them for each question; default: the first")] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, help="tokens per input; default: the context")] = None,
+    on_long: Annotated[
+        Literal["truncate", "error"], typer.Option(help="longer inputs: truncate, counted in the table, or error")
+    ] = "truncate",
+    batch_tokens: Annotated[str, typer.Option(help="padded tokens per forward, or auto: by free memory")] = "8192",
 ) -> None:
-    """Score a run on lm-eval tasks; the table and RUN/eval/*.json carry standard errors."""
-    from ..tools.score import score_tasks
+    """Score a run on a suite or tasks; the tables and RUN/eval/CHECKPOINT/*.json carry standard errors."""
+    from ..tools.score import run_suite
 
-    score_tasks(run, [task.strip() for task in tasks.split(",") if task.strip()], limit, batch_tokens, _console())
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if not (names or suite):
+        names = ["piqa", "arc_challenge"]
+    run_suite(
+        run,
+        suite,
+        names,
+        limit=limit,
+        batch_tokens=_budget(batch_tokens),
+        max_length=max_length,
+        num_fewshot=num_fewshot,
+        fewshot_seed=fewshot_seed,
+        on_long=on_long,
+        console=_console(),
+    )
+
+
+@app.command()
+def mqar(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(min=1, help="models that train at the same time, on a thread each")] = 2,
+    only: Only = None,
+    out: Annotated[Path | None, typer.Option(help="folder of results and plots; default: runs/{name}")] = None,
+) -> None:
+    """Train small models on MQAR or another synthetic task, over a grid; goes on where it stopped."""
+    from ..tools.synthetic import run_synthetic
+
+    run_synthetic(recipe, overrides or [], jobs, only, out, _console())
+
+
+@convert_app.command("llama")
+def convert_llama(
+    src: Annotated[str, typer.Argument(metavar="SRC", help="a checkpoint folder with config.json, or a .gguf file")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="the run folder to make")],
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as stored")] = None,
+) -> None:
+    """Llama, Mistral, Qwen2, Qwen3 or OLMo Hybrid from disk: a run to score, to sample from or to train on."""
+    from ..tools.convert import convert_llama as convert
+
+    convert(src, dst, dtype, _console())
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="the folder to make")],
+    format: Annotated[str, typer.Option(help="auto, llama, olmo_hybrid or hybridlm")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as trained")] = None,
+) -> None:
+    """Write a run as a folder that transformers loads: Llama family, OLMo Hybrid, or our own model type."""
+    from ..tools.export import export_run
+
+    export_run(run, dst, format, dtype, _console())
 
 
 @app.command()
@@ -179,6 +243,38 @@ def bench_train(
     bench(steps, precision, threads, _console())
 
 
+@bench_app.command("eval")
+def bench_eval(
+    run: RunFolder,
+    tasks: Annotated[str, typer.Option(help="comma-separated")] = "piqa,arc_challenge",
+    limit: Annotated[int, typer.Option(min=1, help="questions of each task")] = 100,
+    num_fewshot: Annotated[int, typer.Option(min=0, help="solved questions before each")] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    peer: Annotated[bool, typer.Option(help="beside lm-eval's hf backend")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
+) -> None:
+    """Scoring with and without shared prefixes and by lm-eval's hf backend, in turn, with equal scores."""
+    from ..tools.bench_eval import bench_eval as measure
+
+    result = measure(run, tasks.split(","), limit, num_fewshot, threads, peer, _console())
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=1))
+
+
+@bench_app.command("capacity")
+def bench_capacity(
+    key_dim: Annotated[int, typer.Option(min=1, help="channels of a key")] = 64,
+    labels: Annotated[int, typer.Option(min=2, help="different values")] = 64,
+    trials: Annotated[int, typer.Option(min=1, help="draws of keys and labels")] = 20,
+    decay: Annotated[float, typer.Option(help="of the gated operators, per write")] = 0.99,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """How many random associations each operator holds before it answers wrongly; nothing is trained."""
+    from ..eval.synthetic.capacity import capacity
+
+    _console().print(capacity(key_dim, labels, trials=trials, decay=decay, seed=seed).table())
+
+
 @bench_app.command("study")
 def bench_study(
     recipe: RecipeName,
@@ -217,6 +313,15 @@ def bench_kernels(
         raise typer.Exit(0 if check_budgets(_console(), record) else 1)
     dims = [int(dim) for dim in head_dims.split(",")] if head_dims else list(PLOT_DIMS) if plot_file else []
     report_kernels(op or [], targets.split(","), peer, dims, json_file, plot_file, _console())
+
+
+def _budget(text: str) -> int | Literal["auto"]:
+    """The value of --batch-tokens."""
+    if text == "auto":
+        return "auto"
+    if not (text.isdecimal() and int(text)):
+        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number above 0", param_hint="--batch-tokens")
+    return int(text)
 
 
 def _console():

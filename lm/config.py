@@ -31,6 +31,10 @@ class FFNConfig(Strict):
     multiple_of: int = Field(default=64, gt=0)
     bias: bool = False
 
+    def width(self, d_model: int) -> int:
+        """`hidden`, or its default for a model of this width."""
+        return self.hidden or -(-8 * d_model // (3 * self.multiple_of)) * self.multiple_of
+
 
 class BaseModelConfig(Strict):
     """A pre-norm decoder. Give the layers by exactly one of `pattern`, `ratio` and `layers`.
@@ -228,12 +232,8 @@ class Recipe(Strict):
 
         Raises ConfigError with one line per problem: unknown keys name the nearest key.
         """
-        path = find_recipe(path_or_name)
-        tree = _read(path, seen=())
-        tree.setdefault("name", path.stem)
-        for override in overrides:
-            _apply(tree, override)
-        return cls.parse(tree, where=path.name)
+        tree, where = load_tree(path_or_name, overrides)
+        return cls.parse(tree, where=where)
 
     def variants(self) -> dict[str, Variant]:
         """The grid's variants by name; none without a grid."""
@@ -278,6 +278,16 @@ def find_recipe(path_or_name: str | Path) -> Path:
     raise ConfigError(
         f"recipe {str(path_or_name)!r}: no such file and no recipe of that name; {nearest(str(path), names)}"
     )
+
+
+def load_tree(path_or_name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+    """A recipe of any kind before it is validated, `extends:` followed and overrides applied, and its file's name."""
+    path = find_recipe(path_or_name)
+    tree = _read(path, seen=())
+    tree.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(tree, override)
+    return tree, path.name
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

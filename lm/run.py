@@ -71,8 +71,8 @@ class Run:
             )
         return newest
 
-    def load_model(self, device: str | torch.device = "cpu") -> "HybridLM":
-        """The model with the weights of the newest checkpoint, in evaluation mode."""
+    def load_model(self, device: str | torch.device | None = None) -> "HybridLM":
+        """The model with the weights of the newest checkpoint, in evaluation mode; on the GPU if there is one."""
         from .model import HybridLM
 
         model = HybridLM(self.recipe.model)
@@ -80,7 +80,7 @@ class Run:
         if self.recipe.model.tie_embeddings:
             weights["lm_head.weight"] = weights["embed.weight"]  # stored once
         model.load_state_dict(weights)
-        return model.to(device).eval()
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 def code_revision() -> dict[str, str]:

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .config import Recipe
+from .config import BaseModelConfig, Recipe
 from .model import HybridLM
 from .model.layout import describe
 
@@ -57,21 +57,26 @@ class Size(NamedTuple):
 
 def size_of(recipe: Recipe) -> Size:
     """The size of what a recipe trains, from a model without memory."""
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    return size_of_model(recipe.model, dtype, recipe.train.steps * recipe.train.batch * recipe.model.context)
+
+
+def size_of_model(config: BaseModelConfig, dtype: torch.dtype, tokens: int) -> Size:
+    """The size of a model that has activations of `dtype` and reads `tokens` in training."""
     with torch.device("meta"):
-        model = HybridLM(recipe.model)
+        model = HybridLM(config)
     parts = parameters_by_part(model)
     total = sum(parts.values())
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     long = model.state_bytes(LONG, dtype)
     per_token = model.state_bytes(LONG + 1, dtype) - long  # here every window is full
     return Size(
-        layers=dict(Counter(spec.mixer for spec in recipe.model.layer_specs())),
+        layers=dict(Counter(spec.mixer for spec in config.layer_specs())),
         parameters=total,
         non_embedding=total - parts["embedding"] - parts.get("head", 0),
         state=long - LONG * per_token,
         state_per_token=per_token,
-        flops_per_token=model.flops_per_token(recipe.model.context),
-        tokens=recipe.train.steps * recipe.train.batch * recipe.model.context,
+        flops_per_token=model.flops_per_token(config.context),
+        tokens=tokens,
     )
 
 

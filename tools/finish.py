@@ -1,6 +1,7 @@
 """What a run ends with: validation beside its yardsticks, task scores, a sample, the table and the plot."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
@@ -9,18 +10,16 @@ from rich.table import Table
 from ..lm.console import stage
 from ..lm.data.prepare import Prepared
 from ..lm.run import Run
+from .in_loop import Measurement, measure_newest
 from .ngram import Yardstick, yardsticks
 from .report import plot_runs, valid_scores
 from .sample import stream
-from .score import score_tasks
 
 
-def finish(run: Run, prepared: Prepared, console: Console) -> None:
-    """Score a finished run and print what came out of it."""
+def finish(run: Run, prepared: Prepared, asked: Sequence[Measurement], console: Console) -> None:
+    """Measure a finished run and print what came out of it."""
     evals = run.recipe.eval
-    if evals.tasks:
-        with stage(console, f"scoring {', '.join(evals.tasks)}"):
-            score_tasks(run.folder, evals.tasks, evals.limit, evals.batch_tokens, console)
+    measure_newest(run, asked, console)
     if evals.prompt:
         console.print(f"\nsample after {evals.prompt!r}:", style="bold", highlight=False)
         stream(

@@ -8,11 +8,12 @@ from rich.console import Console
 
 from ..lm.config import Recipe
 from ..lm.console import stage
-from ..lm.data.prepare import Prepared, prepare
+from ..lm.data.prepare import prepare
 from ..lm.model.layout import describe
 from ..lm.run import Run
-from ..lm.train.loop import Hook, Trainer
+from ..lm.train.loop import Trainer
 from .finish import finish
+from .in_loop import hooks, measurements
 
 
 def pretrain(recipe: Recipe, console: Console) -> Run:
@@ -25,7 +26,8 @@ def pretrain(recipe: Recipe, console: Console) -> Run:
         prepared = prepare(recipe)
     run = Run.create(recipe)
     prepared.tokenizer.save(run.folder / "tokenizer")
-    trainer = Trainer(recipe, prepared, run, console, _hooks(recipe, prepared))
+    asked = measurements(recipe, prepared.tokenizer, run)
+    trainer = Trainer(recipe, prepared, run, console, hooks(recipe, asked))
     if not trainer.engine.is_main:
         trainer.run()
         return run
@@ -37,19 +39,5 @@ def pretrain(recipe: Recipe, console: Console) -> Run:
         highlight=False,
     )
     trainer.run()
-    finish(run, prepared, console)
+    finish(run, prepared, asked, console)
     return run
-
-
-def _hooks(recipe: Recipe, prepared: Prepared) -> list[Hook]:
-    """The recipe's in-loop evaluation, if it asks for one."""
-    evals = recipe.eval
-    if not (evals.tasks and evals.every):
-        return []
-    from .score import task_scores
-
-    def measure(model, step: int) -> dict[str, float]:
-        scores = task_scores(model, prepared.tokenizer, recipe, evals.tasks, evals.limit, f"step-{step:06d}")
-        return {f"{score.task}/{score.metric}": score.value for score in scores.scores}
-
-    return [Hook("tasks", evals.every, measure)]

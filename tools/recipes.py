@@ -1,16 +1,19 @@
 """The recipes that come with the package, with what each would build, and the variants of one side by side."""
 
 from fnmatch import fnmatch
+from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..lm.config import RECIPES, Recipe
+from ..eval.synthetic.recipe import SyntheticRecipe
+from ..lm.config import RECIPES, Recipe, load_tree
 from ..lm.console import binary, markdown_table, plain_table, si
 from ..lm.grid import Variant
 from ..lm.model.layout import describe
 from ..lm.strict import ConfigError, nearest
-from ..lm.summary import Size, size_of
+from ..lm.summary import Size, size_of, size_of_model
 
 HEADER = ("variant", "layers", "parameters", "non-emb.", "state", "per token", "FLOPs/token", "tokens")
 NOTES = (
@@ -27,15 +30,29 @@ def list_recipes(console: Console) -> None:
     for column in ("recipe", *numbers, "description and layers"):
         table.add_column(column, justify="right" if column in numbers else "left")
     for path in sorted(RECIPES.rglob("*.yaml")):
-        recipe = Recipe.load(path)
-        size = size_of(recipe)
+        recipe = load(path)
+        size = size_of(recipe) if isinstance(recipe, Recipe) else synthetic_size(recipe)
         name = str(path.relative_to(RECIPES).with_suffix(""))
         flops = 3 * size.flops_per_token * size.tokens
         what = f"{recipe.description}\n[dim]{describe(recipe.model.layer_specs())}[/]"
-        if variants := recipe.variants():
-            what += f"\n[dim]{len(variants)} variants: hybridlm recipes {name}[/]"
+        if recipe.grid:
+            what += f"\n[dim]{len(recipe.variants())} variants: hybridlm recipes {name}[/]"
         table.add_row(name, si(size.parameters), si(size.tokens), f"{flops:.1e}", what)
     console.print(table)
+
+
+def load(path_or_name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe | SyntheticRecipe:
+    """A recipe of either kind: of pretraining if it says on what data, else of synthetic tasks."""
+    tree, _ = load_tree(path_or_name)
+    kind = Recipe if "data" in tree else SyntheticRecipe
+    return kind.load(path_or_name, overrides)
+
+
+def synthetic_size(recipe: SyntheticRecipe) -> Size:
+    """The size of a recipe's model for its tasks; tokens are those of all epochs."""
+    config = recipe.model_config_for_tasks()
+    tokens = recipe.optim.epochs * sum(part.examples * part.task.length for part in recipe.train)
+    return size_of_model(config, torch.float32, tokens)
 
 
 def show_recipe(name: str, only: str | None, markdown: bool, console: Console) -> None:
@@ -43,10 +60,15 @@ def show_recipe(name: str, only: str | None, markdown: bool, console: Console) -
 
     A comparison of mixers is one of parameter counts and state sizes too; here they are before anything is trained.
     """
-    recipe = Recipe.load(name)
+    recipe = load(name)
     variants = select(recipe, only) if recipe.grid else [Variant(recipe.name, [])]
-    rows = [(v.name, *size_cells(size_of(Recipe.load(name, v.overrides)))) for v in variants]
-    notes = NOTES.format(precision=recipe.train.precision, context=recipe.model.context)
+    if isinstance(recipe, Recipe):
+        sizes = [size_of(Recipe.load(name, v.overrides)) for v in variants]
+        notes = NOTES.format(precision=recipe.train.precision, context=recipe.model.context)
+    else:
+        sizes = [synthetic_size(SyntheticRecipe.load(name, v.overrides)) for v in variants]
+        notes = NOTES.format(precision="fp32", context=recipe.model_config_for_tasks().context)
+    rows = [(v.name, *size_cells(size)) for v, size in zip(variants, sizes, strict=True)]
     if markdown:
         console.out(markdown_table(HEADER, rows) + f"\n{notes}", highlight=False)
     else:
@@ -54,7 +76,7 @@ def show_recipe(name: str, only: str | None, markdown: bool, console: Console) -
         console.print(notes, highlight=False)
 
 
-def select(recipe: Recipe, only: str | None) -> list[Variant]:
+def select(recipe: Recipe | SyntheticRecipe, only: str | None) -> list[Variant]:
     """The variants of a grid recipe whose names match the glob `only`, all without one."""
     found = recipe.variants()
     if not found:

@@ -30,7 +30,7 @@ def stream(
             write(text.push(token))
 
     model.generate(
-        torch.tensor([ids]),
+        torch.tensor([ids], device=model.device),
         max_new_tokens,
         temperature=temperature,
         top_p=top_p,

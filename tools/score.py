@@ -1,35 +1,94 @@
-"""lm-eval tasks on a run."""
+"""Benchmarks and other measurements on a run, by name or by suite."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import torch.distributed as dist
 from rich.console import Console
 
 from ..lm.config import Recipe
+from ..lm.console import stage
 from ..lm.data.tokenizer import Tokenizer
+from ..lm.errors import ConfigError
+from ..lm.eval_config import NeedlesConfig, PositionsConfig
 from ..lm.model import HybridLM
 from ..lm.run import Run
+from ..lm.train.distributed import start_process_group
 
 if TYPE_CHECKING:
     from ..eval.scores import Scores
 
 
-def score_tasks(folder: Path, tasks: list[str], limit: int | None, batch_tokens: int, console: Console) -> "Scores":
-    """Score the newest checkpoint, print the table, and keep it as RUN/eval/step-N.json."""
-    run = Run(folder)
+def run_suite(
+    run_folder: Path,
+    suite: str | None,
+    tasks: list[str],
+    *,
+    limit: int | None = None,
+    batch_tokens: int | Literal["auto"] = 8192,
+    max_length: int | None = None,
+    num_fewshot: int = 0,
+    fewshot_seed: int | None = None,
+    on_long: Literal["truncate", "error"] = "truncate",
+    console: Console,
+) -> None:
+    """Measure the newest checkpoint: a suite, tasks by name, or both. Prints tables, keeps RUN/eval/{checkpoint}.
+
+    limit: documents per task. max_length: tokens per input, default the model's context. on_long: whether a context
+    that does not fit is cut on the left and counted, or an error. An evaluation that was interrupted goes on where it
+    stopped. Under torchrun the processes share the benchmarks' requests; the first one does the rest. Raises
+    ConfigError for unknown names, the nearest ones in it, before anything is computed.
+    """
+    from ..eval.catalogue import expand
+    from ..eval.evaluation import evaluate
+    from ..eval.suites import MEASUREMENTS, measurements
+    from .long import run_needles, run_positions
+
+    run = Run(run_folder)
+    names = dict.fromkeys([*(measurements(suite) if suite else ()), *tasks])
+    if not names:
+        raise ConfigError("tasks: none given; name tasks or a suite")
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if together:
+        start_process_group()
+    speaks = not together or dist.get_rank() == 0
+    console = console if speaks else Console(quiet=True)
     newest = run.newest_checkpoint().name
-    recipe = run.recipe.model_copy(update={"eval": run.recipe.eval.model_copy(update={"batch_tokens": batch_tokens})})
-    scores = task_scores(run.load_model(), run.tokenizer(), recipe, tasks, limit, newest)
-    scores.save(run.folder / "eval" / f"{newest}.json")
-    console.print(scores.table())
-    return scores
+    if benchmarks := [name for name in names if name not in MEASUREMENTS]:
+        expand(benchmarks)
+        with stage(console, f"scoring {', '.join(benchmarks)}"):
+            scores = evaluate(
+                run.load_model(),
+                run.tokenizer(),
+                benchmarks,
+                max_length=max_length or run.recipe.model.context,
+                cache=Path(run.recipe.data.cache).expanduser(),
+                limit=limit,
+                num_fewshot=num_fewshot,
+                fewshot_seed=fewshot_seed,
+                batch_tokens=batch_tokens,
+                on_long=on_long,
+                responses=run.folder / "eval" / "responses",
+                data_parallel=together,
+                seed=run.recipe.seed,
+                checkpoint=newest,
+            )
+        if speaks:
+            scores.save(run.folder / "eval" / newest / "tasks.json")
+        console.print(scores.table())
+    budget = run.recipe.eval.batch_tokens if batch_tokens == "auto" else batch_tokens
+    if "needles" in names and speaks:
+        run_needles(run, run.recipe.eval.needles or NeedlesConfig(), console, batch_tokens=budget)
+    if "positions" in names and speaks:
+        run_positions(run, run.recipe.eval.positions or PositionsConfig(), console, batch_tokens=budget)
 
 
 def task_scores(
     model: HybridLM, tokenizer: Tokenizer, recipe: Recipe, tasks: list[str], limit: int | None, checkpoint: str = ""
 ) -> "Scores":
     """Score `model` as it stands; its mode and the random state are left as they were."""
-    from ..eval.harness import evaluate
+    from ..eval.evaluation import evaluate
 
     return evaluate(
         model,

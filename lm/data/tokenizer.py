@@ -15,7 +15,7 @@ import tokenizers
 from ..errors import ConfigError, DataError
 from .files import write_atomically
 
-MODEL_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
+MODEL_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 SPACE = "\u2581"  # SentencePiece writes a space so
 LONGEST_LINE = 16384  # characters; SentencePiece leaves out lines of more than 65536 bytes
 
@@ -70,7 +70,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self._backend.file
         if self._backend.file == JSON_FILE:
-            write_atomically(folder / "tokenizer_config.json", _special_names(self._backend))
+            write_atomically(folder / CONFIG_FILE, _settings(self._backend))
         write_atomically(path, self._backend.serialize())
         return path
 
@@ -181,7 +181,11 @@ class FastTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
         except Exception:  # the library raises plain Exception
             raise DataError(f"tokenizer {str(path)!r}: not a tokenizers file; give another file") from None
+        self._tokenizer.no_truncation()  # a file may carry the last call's settings
+        self._tokenizer.no_padding()
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        config = path.parent / CONFIG_FILE
+        self.settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         self.bos, self.eos = self._find_specials(path)
         self.bos_id, self.eos_id = self._id(self.bos), self._id(self.eos)
 
@@ -190,9 +194,7 @@ class FastTokenizer:
         return -1 if found is None else found
 
     def _find_specials(self, path: Path) -> tuple[str, str]:
-        config = path.parent / "tokenizer_config.json"
-        named = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        eos, bos = (_content(named.get(key)) for key in ("eos_token", "bos_token"))
+        eos, bos = (_content(self.settings.get(key)) for key in ("eos_token", "bos_token"))
         for first, last in ((bos or eos or "", eos or ""), *_SPECIALS):
             if min(self._id(first), self._id(last)) >= 0:
                 return first, last
@@ -216,9 +218,10 @@ def _content(token: str | dict | None) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _special_names(backend: Backend) -> bytes:
+def _settings(backend: Backend) -> bytes:
+    """tokenizer_config.json as it was read, the chat template for one, with bos and eos named."""
     assert isinstance(backend, FastTokenizer)
-    return json.dumps({"bos_token": backend.bos, "eos_token": backend.eos}).encode()
+    return json.dumps({**backend.settings, "bos_token": backend.bos, "eos_token": backend.eos}).encode()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -3,6 +3,7 @@
 from .attention import Attention
 from .base import Mixed, Mixer, MixerConfig
 from .deltanet import DeltaNet
+from .gated_conv import GatedConv
 from .gated_deltanet import GatedDeltaNet
 from .gla import GLA
 from .hgrn import HGRN
@@ -17,6 +18,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "hgrn": HGRN,
     "hgrn2": HGRN2,
     "retnet": RetNet,
+    "gated_conv": GatedConv,
 }
 
 __all__ = ["MIXERS", "Mixed", "Mixer", "MixerConfig"]

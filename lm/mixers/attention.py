@@ -5,9 +5,11 @@
 Vaswani et al. 2017 (arXiv 1706.03762, eq. 1); GQA: Ainslie et al. 2023 (arXiv 2305.13245).
 """
 
+import math
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -37,6 +39,12 @@ class AttentionConfig(MixerConfig):
     """Keys a query sees, itself included; None: all."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the attention weights dropped in training."""
+    freeze_qk: bool = False
+    """Queries and keys are fixed random projections, buffers rather than parameters: nothing trains, decays or counts
+    them. Their entries have variance 1 / d_model, so that scores vary by 1 and not, as at a small initialisation, by
+    nothing (Fu et al. 2023, arXiv 2307.11353)."""
+    tie_qk: bool = False
+    """With freeze_qk: one projection for both, which makes the mean of W_q W_k^T a multiple of the identity."""
     rope: RopeConfig | None = RopeConfig()
 
     def resolve(self, model: "BaseModelConfig") -> Self:
@@ -44,6 +52,15 @@ class AttentionConfig(MixerConfig):
         n_kv_heads = self.n_kv_heads or n_heads
         if n_heads % n_kv_heads:
             raise ValueError(f"attention.n_kv_heads: {n_kv_heads} does not divide n_heads={n_heads}; use a divisor")
+        if self.freeze_qk and self.qk_norm != "none":
+            raise ValueError(f"attention.qk_norm: the gains of {self.qk_norm!r} would train; use none with freeze_qk")
+        if self.freeze_qk and self.bias != "none":
+            raise ValueError(f"attention.bias: {self.bias!r} would train biases of q and k; use none with freeze_qk")
+        if self.tie_qk and not (self.freeze_qk and n_kv_heads == n_heads):
+            raise ValueError(
+                "attention.tie_qk: needs freeze_qk and as many key heads as query heads, got "
+                f"freeze_qk={self.freeze_qk}, n_heads={n_heads}, n_kv_heads={n_kv_heads}"
+            )
         if self.rope and head_dim % 2:
             raise ValueError(
                 f"attention.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one or rope: null"
@@ -56,13 +73,19 @@ class Attention(Mixer):
 
     Config = AttentionConfig
     constant_state = False
+    qk_weight: Tensor
 
     def __init__(self, options: AttentionConfig, model: "BaseModelConfig", index: int):
         super().__init__(options, model, index)
         self.n_heads, self.n_kv_heads = options.n_heads or 0, options.n_kv_heads or 0
         self.head_dim, self.window = options.head_dim or 0, options.window
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        self.qkv_proj = nn.Linear(model.d_model, q + 2 * kv, bias=options.bias != "none")
+        if options.freeze_qk:
+            rows = q if options.tie_qk else q + kv
+            self.register_buffer("qk_weight", torch.randn(rows, model.d_model) / math.sqrt(model.d_model))
+            self.v_proj = nn.Linear(model.d_model, kv, bias=False)
+        else:
+            self.qkv_proj = nn.Linear(model.d_model, q + 2 * kv, bias=options.bias != "none")
         self.o_proj = nn.Linear(q, model.d_model, bias=options.bias == "all")
         if options.qk_norm != "none":
             head = options.qk_norm == "head"
@@ -84,7 +107,7 @@ class Attention(Mixer):
     def _project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, T, D] -> q [B, T, H, head_dim] and k, v [B, T, H_kv, head_dim], normalised and rotated."""
         heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
-        q, k, v = self.qkv_proj(x).split([n * self.head_dim for n in heads], -1)
+        q, k, v = self._qkv(x, [n * self.head_dim for n in heads])
         if self.options.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.unflatten(-1, (n, self.head_dim)) for y, n in zip((q, k, v), heads, strict=True))
@@ -94,6 +117,14 @@ class Attention(Mixer):
             cos, sin = rotation(self.options.rope, self.head_dim, sequences.positions)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q, k, v
+
+    def _qkv(self, x: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
+        """x [B, T, D] -> the three projections, heads side by side."""
+        if not self.options.freeze_qk:
+            return self.qkv_proj(x).split(widths, -1)
+        qk = F.linear(x, self.qk_weight)
+        q, k = (qk, qk) if self.options.tie_qk else qk.split(widths[:2], -1)
+        return q, k, self.v_proj(x)
 
     def _continue(self, state: KVState, sequences: Sequences, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from new tokens to remembered and new keys, then remember the new ones."""
@@ -127,7 +158,9 @@ class Attention(Mixer):
         return KVState(k, v, self.window)
 
     def flops_per_token(self, T: int) -> float:
-        projections = 2 * (self.qkv_proj.weight.numel() + self.o_proj.weight.numel())
+        frozen = self.options.freeze_qk
+        inputs = self.qk_weight.numel() + self.v_proj.weight.numel() if frozen else self.qkv_proj.weight.numel()
+        projections = 2 * (inputs + self.o_proj.weight.numel())
         keys = T if self.window is None or self.window >= T else 2 * self.window  # a band is computed in blocks
         return projections + 4 * keys * self.n_heads * self.head_dim
 

@@ -27,26 +27,34 @@ class ChunkedConfig(MixerConfig):
 class RecurrentMixer(Mixer):
     """A mixer that remembers one `memory` [N, *memory_shape], float32 at least, and what its convolution has to.
 
-    A subclass sets `memory_shape`, and `conv` (see `conv_kernel`) if it convolves, and implements `forward` by way of
-    `convolve` and `recur`, and `memory_flops`.
+    A subclass sets `memory_shape`, None for no memory, and `conv` (see `conv_kernel`) if it convolves, and implements
+    `forward` by way of `convolve` and `recur`, and `memory_flops`.
     """
 
     constant_state = True
-    memory_shape: tuple[int, ...]
+    memory_shape: tuple[int, ...] | None
     conv: nn.Parameter | None
 
     def __init__(self, options: Any, model: "BaseModelConfig", index: int):
         super().__init__(options, model, index)
         self.register_parameter("conv", None)
 
-    def convolve(self, x: Tensor, sequences: Sequences, state: LayerState | None) -> Tensor:
+    def convolve(
+        self, x: Tensor, sequences: Sequences, state: LayerState | None, activation: str | None = "silu"
+    ) -> Tensor:
         """silu(conv(x)) over x [B, T, channels], continued from `state["conv"]`, which is updated."""
         assert self.conv is not None
         if state is not None and _decoding(sequences):
-            return short_conv_step(x.flatten(0, 1), self.conv, state=state["conv"]).view_as(x)
+            y = short_conv_step(x.flatten(0, 1), self.conv, state=state["conv"], activation=activation)
+            return y.view_as(x)
         past = None if state is None else state["conv"].to(x.dtype)  # autocast may have changed it
         y, last = short_conv(
-            x, self.conv, initial_state=past, output_final_state=state is not None, cu_seqlens=sequences.cu_seqlens
+            x,
+            self.conv,
+            activation=activation,
+            initial_state=past,
+            output_final_state=state is not None,
+            cu_seqlens=sequences.cu_seqlens,
         )
         if state is not None and last is not None:
             state.update(conv=last.detach().to(state["conv"].dtype, copy=True))  # no view that keeps all of x alive
@@ -84,7 +92,9 @@ class RecurrentMixer(Mixer):
 
     def new_state(self, n: int, dtype: torch.dtype, device: torch.device) -> LayerState:
         exact = torch.promote_types(dtype, torch.float32)
-        tensors = {"memory": torch.zeros(n, *self.memory_shape, dtype=exact, device=device)}
+        tensors = {}
+        if self.memory_shape is not None:
+            tensors["memory"] = torch.zeros(n, *self.memory_shape, dtype=exact, device=device)
         if self.conv is not None:
             channels, width = self.conv.shape
             tensors["conv"] = torch.zeros(n, width - 1, channels, dtype=dtype, device=device)
@@ -99,7 +109,7 @@ class RecurrentMixer(Mixer):
         return 2 * (weights + (0 if self.conv is None else self.conv.numel())) + self.memory_flops()
 
     def state_bytes(self, T: int, dtype: torch.dtype = torch.float32) -> int:
-        memory = math.prod(self.memory_shape) * max(dtype.itemsize, 4)
+        memory = 0 if self.memory_shape is None else math.prod(self.memory_shape) * max(dtype.itemsize, 4)
         if self.conv is None:
             return memory
         channels, width = self.conv.shape

@@ -26,10 +26,8 @@ class Block(nn.Module):
         self.mixer = MIXERS[spec.mixer](spec.options, model, index)
         self.ffn: SwiGLU | None = None
         if model.ffn is not None:
-            multiple = model.ffn.multiple_of
-            default = model.ffn.hidden or -(-8 * model.d_model // (3 * multiple)) * multiple
             self.ffn_norm = RMSNorm(model.d_model, model.norm_eps)
-            self.ffn = SwiGLU(model.d_model, spec.options.ffn_hidden or default, model.ffn.bias)
+            self.ffn = SwiGLU(model.d_model, spec.options.ffn_hidden or model.ffn.width(model.d_model), model.ffn.bias)
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None, *shared: Tensor) -> Mixed:
         """x [B, T, D] -> the layer's output in `Mixed.y`, the mixer's losses and statistics passed on.

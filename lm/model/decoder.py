@@ -231,7 +231,7 @@ class HybridLM(nn.Module):
         """The model of a run folder, with the weights of its newest checkpoint."""
         from ..run import Run
 
-        return Run(path).load_model()
+        return Run(path).load_model("cpu")
 
 
 def _shared_modules(specs: list[LayerSpec], config: "BaseModelConfig") -> dict[str, nn.Module]:

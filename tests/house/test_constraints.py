@@ -31,7 +31,7 @@ def direct(*extras: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize(
-    ("file", "extras"), [("cpu.txt", ("eval", "demo", "dev")), ("cuda.txt", ("eval", "demo", "dev", "gpu"))]
+    ("file", "extras"), [("cpu.txt", ("eval", "hf", "demo", "dev")), ("cuda.txt", ("eval", "hf", "demo", "dev", "gpu"))]
 )
 def test_every_direct_dependency_is_pinned_within_its_bound(file: str, extras: tuple[str, ...]):
     pinned = pins(file)

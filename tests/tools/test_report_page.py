@@ -12,7 +12,6 @@ from hybridlm.lm.errors import ConfigError
 from hybridlm.tools.report_page.charts import heat_map
 from hybridlm.tools.report_page.collect import collect
 from hybridlm.tools.report_page.page import write_page
-from hybridlm.tools.report_page.sections import best_rates
 
 RECIPE = """name: {name}
 model: {{vocab_size: 61, d_model: 32, n_layers: 2, context: 16, pattern: [gated_deltanet, attention]}}
@@ -39,7 +38,7 @@ def make_run(folder: Path, scores: list[dict], bits: float = 2.0, name: str = "t
     cells = [
         {"task": "single_1", "length": n, "depth": d, "score": d, "n": 4} for n in (64, 128) for d in (0.0, 0.5, 1.0)
     ]
-    summary = [{"task": "vt", "length": 64, "score": 0.25, "stderr": 0.05, "n": 8}]
+    summary = [{"task": "vt", "length": 64, "score": 0.25, "stderr": 0.05, "answer_accuracy": 0.5, "n": 8}]
     needles = {
         "kind": "needles",
         "checkpoint": "step-000004",
@@ -48,6 +47,8 @@ def make_run(folder: Path, scores: list[dict], bits: float = 2.0, name: str = "t
         "summary": summary,
     }
     (evaluations / "needles.json").write_text(json.dumps(needles))
+    slices = [{"label": "mqar L64 K4", "task": "mqar", "accuracy": 0.5, "exact": 0.25, "stderr": 0.1, "n": 8}]
+    (evaluations / "token_probes.json").write_text(json.dumps({"kind": "token_probes", "slices": slices}))
     buckets = [{"start": 0, "end": 8, "nats": 3.0, "stderr": 0.1, "n": 8}]
     curve = {"text": "book", "mode": "carry", "tokens": 8, "bits_per_byte": 1.75, "buckets": buckets}
     (evaluations / "positions.json").write_text(json.dumps({"kind": "positions", "curves": [curve]}))
@@ -166,19 +167,32 @@ def test_needles_positions_and_in_loop_scores_are_drawn(page):
     drawn = [alternative for alternative, _ in page.images]
     assert drawn.count("single_1: score by depth and length") == 2
     assert {"loss against tokens", "loss by position in book", "tasks/piqa/acc"} <= set(drawn)
-    assert page.row("first", "vt", "64") == ["0.2500 ±0.0500", "8"]
+    assert page.row("first", "vt", "64") == ["0.2500 ±0.0500", "0.5000", "8"]
     assert page.row("first", "book", "carry") == ["8", "1.7500"]
+
+
+def test_token_probes_have_a_table(page):
+    assert page.row("first", "mqar L64 K4") == ["0.5000 ±0.1000", "0.2500", "8"]
+
+
+def test_needles_that_were_not_written_show_what_was_foretold(tmp_path):
+    run = make_run(tmp_path / "run", [])
+    file = run / "eval" / "step-000004" / "needles.json"
+    content = json.loads(file.read_text())
+    for cell in content["cells"]:
+        cell |= {"score": None, "answer_accuracy": 0.75}
+    for line in content["summary"]:
+        line |= {"score": None, "stderr": None}
+    file.write_text(json.dumps(content))
+    page = Page(write_page([run], tmp_path / "page.html"))
+    assert page.row("run", "vt", "64") == ["-", "0.5000", "8"]
+    assert "tokens of the answer foretold" in (tmp_path / "page.html").read_text()
 
 
 def test_a_sweep_shows_each_variant_at_its_best_rate(page):
     state = ["512 B", "10"]
-    assert page.row("attention-d16") == ["0.01", *state, "0.980 ±0.028", "0.490", "40 (2 of 2)", "0.980"]
-    assert page.row("gla-d16") == ["0.01", *state, "0.250 ±0.071", "0.125", "never", "0.250"]
-
-
-def test_best_rates_take_the_mean_over_seeds():
-    results = [{"variant": "a", "lr": lr, "accuracy": x} for lr, x in ((1, 0.9), (1, 0.1), (2, 0.6), (2, 0.6))]
-    assert [[r["lr"] for r in chosen] for chosen in best_rates(results)] == [[2, 2]]
+    assert page.row("attention-d16") == ["0.01", *state, "0.980 ±0.028", "0.490 ±0.014", "40 (2 of 2)", "0.980 ±0.028"]
+    assert page.row("gla-d16") == ["0.01", *state, "0.250 ±0.071", "0.125 ±0.035", "never", "0.250 ±0.071"]
 
 
 def test_names_in_files_are_text_not_markup(tmp_path):

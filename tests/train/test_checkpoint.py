@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hybridlm.lm.train.checkpoint as module
 from hybridlm.lm.config import CheckpointConfig
@@ -91,6 +91,29 @@ def test_a_state_saved_before_the_first_step_starts_the_same_run(start, tmp_path
     second = start(build_model(seed=1), zero_stage=stage)
     checkpoints(tmp_path).load(second, path)
     assert train(second, range(3)) == train(first, range(3))
+
+
+@STAGES
+def test_an_imported_model_is_trained_with_a_new_optimizer(start, tmp_path, stage):
+    first = start(zero_stage=stage)
+    path = checkpoints(tmp_path).save(first, 0, {})
+    (path / "optimizer.safetensors").unlink()
+    halved = {name: x.bfloat16() for name, x in load_file(path / "model.safetensors").items()}
+    save_file(halved, path / "model.safetensors")
+    second = start(build_model(seed=1), zero_stage=stage)
+    other = Checkpoints(tmp_path, CheckpointConfig(), model_config().model_dump(mode="json") | {"context": 16})
+    assert other.load(second, path) == {"step": 0}  # no state of a loader, and any context will do
+    model, optimizer = second.export_state()
+    assert same(model, {name: x.float() for name, x in halved.items()})
+    assert all(not bool(x.any()) for name, x in optimizer.items() if name.startswith("exp_avg"))
+
+
+def test_a_trained_model_without_its_optimizer_is_refused(tmp_path):
+    kept = toy_checkpoints(tmp_path)
+    path = kept.save(Toy(), 3, {})
+    (path / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"step-000003: has no optimizer\.safetensors; restore it, or move"):
+        kept.load(Toy(), path)
 
 
 def test_the_files_say_what_they_hold(start, tmp_path):

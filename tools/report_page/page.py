@@ -73,6 +73,7 @@ def write_page(folders: list[Path], target: Path) -> Path:
         sections.benchmarks,
         sections.needles,
         sections.positions,
+        sections.token_probes,
     )
     of_sweeps: tuple[Callable[[list[SweepView]], Section], ...] = (sections.recall,)
     built = [make(runs) for make in of_runs if runs] + [make(sweeps) for make in of_sweeps if sweeps]

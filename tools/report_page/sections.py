@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
+from ...eval.synthetic.sweep import best
 from ...lm.console import binary
 from ..report import valid_scores
 from . import charts
@@ -107,20 +108,43 @@ def needles(runs: list[RunView]) -> Section:
         content = run.evaluations.get("needles")
         if content is None:
             continue
+        written = all(cell["score"] is not None for cell in content["cells"])
+        key = "score" if written else "answer_accuracy"
         by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for cell in content["cells"]:
             if cell["depth"] is not None:
-                by_task[cell["task"]].append(cell)
+                by_task[cell["task"]].append({**cell, "score": cell[key]})
         maps = [charts.heat_map(task, cells) for task, cells in by_task.items()]
         if maps:
-            parts.append(Part(title=f"{run.name}, {content['checkpoint']}, in {content['haystack']}", charts=maps))
+            measured = "" if written else ", tokens of the answer foretold"
+            title = f"{run.name}, {content['checkpoint']}, in {content['haystack']}{measured}"
+            parts.append(Part(title=title, charts=maps))
         for line in content["summary"]:
             head = [Cell(run.name, style="text"), Cell(line["task"], style="text"), Cell(f"{line['length']:,}")]
-            summary.append([*head, _figure(line["score"], line["stderr"]), Cell(str(line["n"]))])
+            summary.append(
+                [*head, _figure(line["score"], line["stderr"]), _figure(line["answer_accuracy"]), Cell(str(line["n"]))]
+            )
     if summary:
-        header = ["run", "task", "tokens", "score", "n"]
+        header = ["run", "task", "tokens", "written", "foretold", "n"]
         parts.append(Part(title="all tasks", header=header, rows=summary))
-    return Section("Needles", parts, "Share of the hidden answers that the model writes.")
+    return Section(
+        "Needles",
+        parts,
+        "written: share of the hidden answers in what the model writes. foretold: share of their tokens ranked first.",
+    )
+
+
+def token_probes(runs: list[RunView]) -> Section:
+    """Synthetic tasks put to a language model as they are, in tokens."""
+    rows = []
+    for run in runs:
+        for line in run.evaluations.get("token_probes", {}).get("slices", ()):
+            head = [Cell(run.name, style="text"), Cell(line["label"], style="text")]
+            rows.append(
+                [*head, _figure(line["accuracy"], line["stderr"]), _figure(line["exact"]), Cell(str(line["n"]))]
+            )
+    header = ["run", "task", "accuracy", "exact", "n"]
+    return Section("Token probes", [Part(header=header, rows=rows)] if rows else [])
 
 
 def positions(runs: list[RunView]) -> Section:
@@ -148,51 +172,50 @@ def positions(runs: list[RunView]) -> Section:
 
 def recall(sweeps: list[SweepView]) -> Section:
     """Each sweep's trade-off of accuracy against state, at each variant's best learning rate, over seeds."""
-    parts = []
-    for sweep in sweeps:
-        best = best_rates(sweep.results)
-        curves: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-        rows = []
-        for results in best:
-            first = results[0]
-            accuracies = [r["accuracy"] for r in results]
-            mean, spread = statistics.fmean(accuracies), statistics.stdev(accuracies) if len(results) > 1 else 0.0
-            curves[first["mixer"]].append((first["state_bytes"], mean, spread))
-            exact = statistics.fmean(r["exact"] for r in results)
-            solved = [r["steps_to_99"] for r in results if r["steps_to_99"] is not None]
-            steps = f"{statistics.median(solved):,.0f} ({len(solved)} of {len(results)})" if solved else "never"
-            rows.append(
-                [
-                    Cell(first["variant"], style="text"),
-                    Cell(f"{first['lr']:g}"),
-                    Cell(binary(first["state_bytes"])),
-                    Cell(f"{first['parameters']:,}"),
-                    Cell(f"{mean:.3f}", f"{spread:.3f}"),
-                    Cell(f"{exact:.3f}"),
-                    Cell(steps),
-                    *(_slice(results, i) for i in range(len(first["slices"]))),
-                ]
-            )
-        labels = [line["label"] for line in best[0][0]["slices"]] if best else []
-        header = ["variant", "lr", "state", "parameters", "accuracy", "exact", "steps to 99 %", *labels]
-        if rows:
-            parts.append(Part(title=sweep.name, charts=[charts.trade_off(curves)], header=header, rows=rows))
+    parts = [_sweep(sweep) for sweep in sweeps if sweep.results]
     note = "At each variant's best learning rate: mean over the slices, ± standard deviation over seeds."
     return Section("Recall", parts, note)
 
 
-def best_rates(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """For each variant the results of all seeds at the learning rate whose mean accuracy is highest."""
-    by_variant: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for result in results:
-        by_variant[result["variant"]][result["lr"]].append(result)
-    return [
-        max(rates.values(), key=lambda r: statistics.fmean(x["accuracy"] for x in r)) for rates in by_variant.values()
-    ]
+def _sweep(sweep: SweepView) -> Part:
+    """The table of a sweep and, where tasks are scored by accuracy, its plot."""
+    curves: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    rows = []
+    for variant, chosen in best(sweep.results).items():
+        first, accuracies = chosen.lines[0], chosen.values("accuracy")
+        if accuracies:
+            spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+            curves[first["mixer"]].append((first["state_bytes"], statistics.fmean(accuracies), spread))
+        solved = [line["steps_to_99"] for line in chosen.lines if line["steps_to_99"] is not None]
+        steps = f"{statistics.median(solved):,.0f} ({len(solved)} of {len(chosen.lines)})" if solved else "never"
+        rows.append(
+            [
+                Cell(variant, style="text"),
+                Cell(f"{first['lr']:g}"),
+                Cell(binary(first["state_bytes"])),
+                Cell(f"{first['parameters']:,}"),
+                _spread(accuracies or chosen.values("mse")),
+                _spread(chosen.values("exact")),
+                Cell(steps),
+                *(_spread([_score(line["slices"][i]) for line in chosen.lines]) for i in range(len(first["slices"]))),
+            ]
+        )
+    metric = "accuracy" if curves else "mean squared error"
+    labels = [line["label"] for line in sweep.results[0]["slices"]]
+    header = ["variant", "lr", "state", "parameters", metric, "exact", "steps to 99 %", *labels]
+    images = [charts.trade_off(curves)] if curves else []
+    return Part(title=sweep.name, charts=images, header=header, rows=rows)
 
 
-def _slice(results: list[dict[str, Any]], i: int) -> Cell:
-    return Cell(f"{statistics.fmean(result['slices'][i]['accuracy'] for result in results):.3f}")
+def _score(measured: dict[str, Any]) -> float:
+    return measured["accuracy"] if "accuracy" in measured else measured["mse"]
+
+
+def _spread(values: list[float]) -> Cell:
+    """Mean and standard deviation over seeds."""
+    if not values:
+        return Cell("-")
+    return Cell(f"{statistics.fmean(values):.3f}", f"{statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def _by_run(runs: list[RunView], header: list[str], rows: list[list[Cell]], after: list[str] | None = None) -> Part:

@@ -1,0 +1,105 @@
+"""Long inputs through a model in chunks of bounded memory: what it was made for, prefill, greedy continuation."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..lm.errors import ConfigError
+from ..lm.model.cache import Cache
+from ..lm.model.loss import SLICE
+from .nan_trace import first_nan
+
+if TYPE_CHECKING:
+    from ..lm.config import BaseModelConfig
+    from ..lm.model import HybridLM
+
+CHUNK = 512
+"""Tokens of a row per forward: activations and attention masks exist for as many, whatever the input's length."""
+
+
+def length_limit(config: "BaseModelConfig") -> int | None:
+    """Tokens after which positions mean what training never showed; None where no layer has an absolute one.
+
+    Recurrent layers, attention without positions and rotary attention in a window within the context have no limit.
+    """
+    options = [spec.options for spec in config.layer_specs()]
+    rotary = [own for own in options if getattr(own, "rope", None) is not None]
+    far = any((getattr(own, "window", None) or config.context + 1) > config.context for own in rotary)
+    return config.context if far or config.positions == "learned" else None
+
+
+def check_length(config: "BaseModelConfig", length: int, beyond: str) -> bool:
+    """Whether `length` is over the model's limit. Raises ConfigError if so and `beyond` is error, or it cannot run."""
+    limit = length_limit(config)
+    if limit is None or length <= limit:
+        return False
+    if config.positions == "learned":
+        raise ConfigError(f"length: {length} tokens, but model.positions=learned ends at {limit}; use at most {limit}")
+    if beyond == "error":
+        raise ConfigError(
+            f"length: {length} tokens, but the model's rotary attention was trained to {limit}; use at most {limit}, "
+            "or beyond=run to measure it all the same"
+        )
+    return True
+
+
+def run_chunks(model: "HybridLM", ids: Tensor, cache: Cache, chunk: int = CHUNK) -> Iterator[tuple[int, Tensor]]:
+    """(start, hidden [B, <= chunk, D]) of ids [B, T], continuing from `cache`, which is updated."""
+    for start in range(0, ids.shape[1], chunk):
+        output = model(ids[:, start : start + chunk], cache=cache, logits=False)
+        yield start, output.hidden
+
+
+def prefill(model: "HybridLM", ids: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Cache]:
+    """What the head reads after the last of ids [B, T]: [B, D]; and the state there. No logits on the way."""
+    cache = model.new_cache(len(ids))
+    last = torch.empty(0)
+    for _, hidden in run_chunks(model, ids, cache, chunk):
+        last = hidden[:, -1]
+    return last, cache
+
+
+def greedy(
+    model: "HybridLM", hidden: Tensor, cache: Cache, max_new_tokens: int, done: Callable[[Tensor], bool]
+) -> Tensor:
+    """The likeliest token after `hidden` [B, D], again and again: [B, n]. Ends when `done` of the tokens so far."""
+    columns: list[Tensor] = []
+    while len(columns) < max_new_tokens:
+        columns.append(model.head(hidden).argmax(-1))
+        tokens = torch.stack(columns, 1)
+        if done(tokens):
+            break
+        if len(columns) < max_new_tokens:
+            hidden = model(tokens[:, -1:], cache=cache, logits=False).hidden[:, -1]
+    return torch.stack(columns, 1)
+
+
+@contextmanager
+def nan_traced(model: "HybridLM", ids: Tensor) -> Iterator[None]:
+    """A FloatingPointError inside also says which layer gave the first NaN in the beginning of ids [B, T]."""
+    try:
+        yield
+    except FloatingPointError as error:
+        where = first_nan(model, ids[0, :CHUNK].tolist())
+        raise FloatingPointError(f"{error}; in the first {CHUNK} tokens: {where}") from None
+
+
+def target_scores(model: "HybridLM", hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p of each target [...] given hidden [..., D], float32, and whether it is the likeliest.
+
+    Logits exist for a slice of the tokens at a time. Raises FloatingPointError when the model gives NaN.
+    """
+    step = max(1, SLICE // model.config.vocab_size)
+    nats, likeliest = [], []
+    for h, target in zip(hidden.flatten(0, -2).split(step), targets.flatten().split(step), strict=True):
+        logits = model.head(h).float()
+        nats.append(F.cross_entropy(logits, target, reduction="none"))
+        likeliest.append(logits.argmax(-1) == target)
+    result = torch.cat(nats)
+    if bool(result.isnan().any()):
+        raise FloatingPointError("the model gives NaN; check its weights and precision")
+    return result.view_as(targets), torch.cat(likeliest).view_as(targets)

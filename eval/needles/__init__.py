@@ -1,0 +1,7 @@
+"""Needles in a haystack: facts hidden in a long text, asked for at its end."""
+
+from .measure import measure_needles
+from .results import Needles, plot_heat_map
+from .tasks import TASKS
+
+__all__ = ["TASKS", "Needles", "measure_needles", "plot_heat_map"]

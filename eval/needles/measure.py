@@ -1,0 +1,120 @@
+"""Asking a model: what it writes after each prompt, and what it thinks of the right answer."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...lm.data.document import digest
+from ...lm.errors import ConfigError
+from ..long_context import check_length, greedy, length_limit, nan_traced, prefill, target_scores
+from ..scoring import inference
+from .prompts import DEPTHS, FORMAT, Prompt, even_depths, make_prompts
+from .results import Answered, Needles, summarise
+
+if TYPE_CHECKING:
+    from ...lm.data.tokenizer import Tokenizer
+    from ...lm.model import HybridLM
+    from ...lm.model.cache import Cache
+
+
+def measure_needles(
+    model: "HybridLM",
+    tokenizer: "Tokenizer",
+    *,
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    depths: int | Sequence[float] = DEPTHS,
+    samples: int = 1,
+    haystack: str,
+    haystack_name: str = "text",
+    seed: int = 0,
+    batch_tokens: int = 8192,
+    generate: bool = True,
+    beyond: str = "error",
+    cache: str | Path | None = None,
+    checkpoint: str = "",
+) -> Needles:
+    """Hide needles in the text `haystack` and ask for them: RULER's retrieval tasks, see `tasks.TASKS`.
+
+    lengths: tokens of BOS, prompt and room for the answer together, kept exactly; nothing is ever cut. depths: a number
+    of even ones, or fractions; `samples` prompts of each. The score is the share of right answers contained in the
+    lower-cased text of up to 128 greedy tokens (30 for vt; more where a tokenizer needs them for the answer).
+    generate=False leaves that out and gives only what teacher forcing says of the right answer's tokens. beyond:
+    `error` or `run`, for lengths over what the model's rotary attention was trained for. batch_tokens: tokens of the
+    prompts that run side by side. cache: folder to keep prompts in. The model's mode and all random states are left as
+    they were.
+
+    Raises ConfigError for arguments that cannot be, DataError for a haystack or tokenizer that cannot be used.
+    """
+    if not tasks or not lengths or samples < 1:
+        raise ConfigError(f"needles: tasks={list(tasks)}, lengths={list(lengths)}, samples={samples} ask for nothing")
+    for length in lengths:
+        check_length(model.config, length, beyond)
+    how = {"depths": depths, "samples": samples, "haystack": haystack, "seed": seed}
+    answered = []
+    with inference(model):
+        for prompts in make_prompts(tokenizer, tasks, lengths, cache=cache, **how):
+            rows = max(1, batch_tokens // prompts[0].length)
+            for start in range(0, len(prompts), rows):
+                answered += _ask(model, tokenizer, prompts[start : start + rows], generate)
+    cells, totals = summarise(answered, length_limit(model.config))
+    asked = digest(FORMAT, list(tasks), list(lengths), even_depths(depths), samples, haystack, seed)
+    return Needles(cells, totals, haystack_name, asked[:12], checkpoint)
+
+
+def _ask(model: "HybridLM", tokenizer: "Tokenizer", prompts: list[Prompt], generate: bool) -> list[Answered]:
+    """All prompts have one length: there is no padding."""
+    ids = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).long().to(model.device)
+    with nan_traced(model, ids):
+        hidden, state = prefill(model, ids)
+        forced = list(_teacher_force(model, hidden, state.select(list(range(len(prompts)))), prompts))
+    scores: list[float | None] = [None] * len(prompts)
+    if generate:
+        listener = _Listener(tokenizer, prompts)
+        greedy(model, hidden, state, prompts[0].max_new_tokens, listener)
+        scores = [found / len(prompt.answers) for found, prompt in zip(listener.found(), prompts, strict=True)]
+    return [Answered(prompt, score, *rest) for prompt, score, rest in zip(prompts, scores, forced, strict=True)]
+
+
+def _teacher_force(
+    model: "HybridLM", hidden: Tensor, state: "Cache", prompts: list[Prompt]
+) -> Iterator[tuple[float, float, float]]:
+    """Of each prompt's answer: share of its tokens that are the model's choice, whether all are, mean -log p."""
+    answers = [torch.tensor(prompt.answer, device=hidden.device) for prompt in prompts]
+    n = [len(answer) for answer in answers]
+    before = torch.cat([answer[:-1] for answer in answers])
+    bounds = torch.tensor([0, *(length - 1 for length in n)], device=hidden.device).cumsum(0)
+    rest = hidden[:0]
+    if len(before):
+        rest = model(before[None], cu_seqlens=bounds, cache=state, logits=False).hidden[0]
+    parts = [torch.cat((h[None], more)) for h, more in zip(hidden, rest.split((bounds.diff()).tolist()), strict=True)]
+    nats, likeliest = target_scores(model, torch.cat(parts), torch.cat(answers))
+    for cost, right in zip(nats.split(n), likeliest.split(n), strict=True):
+        yield float(right.double().mean()), float(right.all()), float(cost.double().mean())
+
+
+class _Listener:
+    """Reads along while rows are written: a row is over at EOS, or when all its answers have been said."""
+
+    def __init__(self, tokenizer: "Tokenizer", prompts: list[Prompt]):
+        self.tokenizer, self.prompts = tokenizer, prompts
+        self.texts = [""] * len(prompts)
+        self.over = [False] * len(prompts)
+
+    def __call__(self, tokens: Tensor) -> bool:
+        """tokens: [B, n], all that was written so far. Whether every row is over."""
+        for i, row in enumerate(tokens.tolist()):
+            if self.over[i]:
+                continue
+            self.over[i] = row[-1] == self.tokenizer.eos_id
+            self.texts[i] = self.tokenizer.decode(row).lower()
+            self.over[i] |= all(answer in self.texts[i] for answer in self.prompts[i].answers)
+        return all(self.over)
+
+    def found(self) -> list[int]:
+        """Answers in each row's text."""
+        return [sum(a in text for a in prompt.answers) for text, prompt in zip(self.texts, self.prompts, strict=True)]

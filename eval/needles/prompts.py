@@ -1,0 +1,206 @@
+"""Prompts of an exact length in tokens, with the needles whole inside them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache as once
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ...lm.data.document import digest
+from ...lm.data.files import atomic
+from ...lm.errors import ConfigError, DataError
+from ...lm.strict import nearest
+from ..texts import encode_pieces
+from .haystack import Haystack, Straw
+from .tasks import TASKS, NeedleTask, Riddle
+from .words import FILLER
+
+if TYPE_CHECKING:
+    from ...lm.data.tokenizer import Tokenizer
+
+FORMAT = 1  # of the prompts: another number for other words
+DEPTHS = 40  # as many as RULER has
+HAYSTACK = 4_000_000  # characters of a text that are used
+SHORTEST_NEEDLE = 10  # tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One question. tokens [n]: BOS, the text with its needles, the question, the first words of the answer; n and
+    `max_new_tokens` are `length` together. depth: of the needle that holds the answer, None where several do.
+    answers: in lower case. answer: their tokens, in order and joined by commas, as they follow the prompt.
+    """
+
+    task: str
+    length: int
+    depth: float | None
+    tokens: np.ndarray
+    answers: tuple[str, ...]
+    answer: tuple[int, ...]
+    max_new_tokens: int
+
+
+def even_depths(depths: int | Sequence[float]) -> list[float]:
+    """That many depths evenly from 0 to 1, or those given. Raises ConfigError for a depth outside [0, 1] or none."""
+    if isinstance(depths, int):
+        if depths < 1:
+            raise ConfigError(f"depths: {depths} leaves none; use 1 or more")
+        return [0.5] if depths == 1 else [i / (depths - 1) for i in range(depths)]
+    if not depths or not all(0 <= depth <= 1 for depth in depths):
+        raise ConfigError(f"depths: {list(depths)}; give fractions from 0, the beginning, to 1, the end")
+    return list(depths)
+
+
+def make_prompts(
+    tokenizer: "Tokenizer",
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    *,
+    depths: int | Sequence[float],
+    samples: int,
+    haystack: str,
+    seed: int,
+    cache: str | Path | None = None,
+) -> Iterator[list[Prompt]]:
+    """The prompts of each task and length, a list at a time; those of a task and length do not depend on the others.
+
+    cache: folder whose subfolder `needles` keeps them, by everything they depend on. Raises ConfigError for an unknown
+    task, a depth outside [0, 1], a length that holds no prompt; DataError when tokens do not give the needles back.
+    """
+    for name in tasks:
+        if name not in TASKS:
+            raise ConfigError(f"needle task {name!r}: unknown; {nearest(name, TASKS)}")
+    fractions = even_depths(depths)
+    text_hash = hashlib.sha256(haystack.encode()).hexdigest()
+    encoded = once(lambda: Haystack.from_text(haystack[:HAYSTACK], tokenizer))
+    for name in tasks:
+        for length in lengths:
+            what = (FORMAT, tokenizer.fingerprint, text_hash, name, length, fractions, samples, seed)
+            file = Path(cache).expanduser() / "needles" / f"{digest(*what)}.npz" if cache else None
+            if file and file.is_file():
+                yield _read(file)
+                continue
+            task = TASKS[name]
+            hay = encoded() if task.haystack == "text" else Haystack(encode_pieces(tokenizer, FILLER))
+            prompts = PromptMaker(name, hay, tokenizer, length, seed).prompts(fractions, samples)
+            if file:
+                _write(file, prompts)
+            yield prompts
+
+
+class Draft(NamedTuple):
+    """A riddle in tokens, and the random stream that will hide it."""
+
+    depth: float
+    rng: np.random.Generator
+    riddle: Riddle
+    intro: list[int]
+    question: list[int]
+    answer: list[int]
+    needles: list[list[int]]
+
+
+class PromptMaker:
+    """The prompts of one task and length. The haystack comes encoded; a prompt costs one call of the tokenizer."""
+
+    def __init__(self, name: str, hay: Haystack, tokenizer: "Tokenizer", length: int, seed: int):
+        self.name, self.task, self.hay, self.tokenizer, self.length = name, TASKS[name], hay, tokenizer, length
+        self.seed = (seed, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16), length)
+        self.keys: list[str] = []
+        if isinstance(self.task, NeedleTask) and self.task.haystack == "needles":
+            pairs = self.task.distractors(np.random.default_rng(self.seed), length // SHORTEST_NEEDLE + 8)
+            self.keys = [key for key, _ in pairs]
+            self.pool = encode_pieces(tokenizer, [f"\n{sentence}" for _, sentence in pairs])
+
+    def prompts(self, depths: Sequence[float], samples: int) -> list[Prompt]:
+        """`samples` prompts of each depth, every one from a random stream of its own."""
+        streams = [(depth, (*self.seed, i, j)) for i, depth in enumerate(depths) for j in range(samples)]
+        drafts = [self._draft(depth, np.random.default_rng(stream)) for depth, stream in streams]
+        # a small vocabulary may need more tokens for an answer than a task gives
+        room = max(self.task.max_new_tokens, *(len(draft.answer) for draft in drafts))
+        return [self._prompt(draft, room) for draft in drafts]
+
+    def _draft(self, depth: float, rng: np.random.Generator) -> Draft:
+        riddle = self.task.draw(rng)
+        answer = " " + ", ".join(riddle.answers)
+        pieces = [riddle.intro, riddle.question, answer, *(f" {sentence}" for sentence in riddle.needles)]
+        intro, question, answer_tokens, *needles = encode_pieces(self.tokenizer, pieces)
+        return Draft(depth, rng, riddle, intro, question, answer_tokens, needles)
+
+    def _prompt(self, draft: Draft, room: int) -> Prompt:
+        frame = 1 + len(draft.intro) + len(draft.question) + sum(map(len, draft.needles))
+        n = self.length - frame - room
+        if n < 1:
+            raise ConfigError(
+                f"lengths: {self.length} tokens do not hold a prompt of {self.name} and its answer, which take "
+                f"{self.length - n} without a haystack; use {self.length - n + 100} or more"
+            )
+        straw = self._straw(n, draft.riddle, draft.rng)
+        hidden = hide(straw, draft.needles, self._places(draft, straw))
+        tokens = np.array([self.tokenizer.bos_id, *draft.intro, *hidden, *draft.question], dtype=np.int32)
+        assert len(tokens) + room == self.length
+        self._check(tokens, draft.riddle)
+        depth = draft.depth if self.task.one_depth else None
+        answers = tuple(answer.lower() for answer in draft.riddle.answers)
+        return Prompt(self.name, self.length, depth, tokens, answers, tuple(draft.answer), room)
+
+    def _straw(self, n: int, riddle: Riddle, rng: np.random.Generator) -> Straw:
+        """n tokens of haystack: of other needles in random order, or from a random place of the text."""
+        if not self.keys:
+            return self.hay.draw(n, rng)
+        sentences, size = [], 0
+        for i in rng.permutation(len(self.pool)):
+            if self.keys[i] not in riddle.keys and size < n:
+                sentences.append(self.pool[i])
+                size += len(self.pool[i])
+        return Haystack(sentences).cut(n, size)
+
+    def _places(self, draft: Draft, straw: Straw) -> np.ndarray:
+        """Where in the straw each needle goes: the end of a sentence that is nearest to its depth."""
+        wanted = draft.rng.choice(even_depths(DEPTHS), len(draft.needles))
+        if draft.riddle.asked is not None:
+            wanted[draft.riddle.asked] = draft.depth
+        if draft.riddle.in_order:
+            wanted.sort()
+        targets = wanted * len(straw.tokens)
+        return straw.places[np.abs(straw.places - targets[:, None]).argmin(1)]
+
+    def _check(self, tokens: np.ndarray, riddle: Riddle) -> None:
+        text = self.tokenizer.decode(tokens.tolist())
+        for sentence in riddle.needles:
+            if sentence not in text:
+                raise DataError(
+                    f"needles: this tokenizer does not give back {sentence!r} from its tokens; use one that keeps text "
+                    "as it is"
+                )
+
+
+def hide(straw: Straw, needles: Sequence[list[int]], places: np.ndarray) -> list[int]:
+    """The straw's tokens with needle i put in before token `places[i]`; needles of one place keep their order."""
+    tokens: list[int] = []
+    done = 0
+    for i in np.argsort(places, kind="stable"):
+        tokens += straw.tokens[done : places[i]].tolist() + needles[i]
+        done = places[i]
+    return tokens + straw.tokens[done:].tolist()
+
+
+def _write(file: Path, prompts: Iterable[Prompt]) -> None:
+    prompts = list(prompts)
+    facts = [{name: value for name, value in vars(prompt).items() if name != "tokens"} for prompt in prompts]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as out:
+        np.savez_compressed(out, tokens=np.stack([prompt.tokens for prompt in prompts]), facts=json.dumps(facts))
+
+
+def _read(file: Path) -> list[Prompt]:
+    with np.load(file, allow_pickle=False) as content:
+        tokens, facts = content["tokens"], json.loads(str(content["facts"]))
+    return [
+        Prompt(**{**fact, "answers": tuple(fact["answers"]), "answer": tuple(fact["answer"]), "tokens": row})
+        for fact, row in zip(facts, tokens, strict=True)
+    ]

@@ -1,0 +1,190 @@
+"""Results of needles: a file to keep, a table to read, a heat map to look at."""
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.table import Table
+
+from ...lm.data.files import write_atomically
+
+if TYPE_CHECKING:
+    from .prompts import Prompt
+
+METRICS = ("score", "answer_accuracy", "answer_exact", "answer_nats")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One prompt. score: share of the answers that are in the text the model wrote; None when it wrote none.
+
+    Of the right answer's tokens, each after the right ones: answer_accuracy, the share that are the model's first
+    choice; answer_exact, whether all are; answer_nats, the mean of -log p.
+    """
+
+    prompt: "Prompt"
+    score: float | None
+    answer_accuracy: float
+    answer_exact: float
+    answer_nats: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Means of the prompts of one task, length and depth; depth None where the answer lies at several depths.
+
+    truncated: prompts that were cut. There are none: a prompt has its length and runs whole, or it is an error.
+    """
+
+    task: str
+    length: int
+    depth: float | None
+    score: float | None
+    n: int
+    truncated: int
+    answer_accuracy: float
+    answer_exact: float
+    answer_nats: float
+
+
+@dataclass(frozen=True)
+class Total:
+    """Means of the prompts of one task and length, and the standard error of the score's; None for one prompt.
+
+    beyond: prompts longer than what the model's positions were trained for.
+    """
+
+    task: str
+    length: int
+    score: float | None
+    stderr: float | None
+    n: int
+    beyond: int
+    answer_accuracy: float
+    answer_exact: float
+    answer_nats: float
+
+
+@dataclass(frozen=True)
+class Needles:
+    """Everything measured on one model. fingerprint: of what was asked; other fingerprints ask other questions."""
+
+    cells: list[Cell]
+    summary: list[Total]
+    haystack: str
+    fingerprint: str
+    checkpoint: str = ""
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all; missing folders are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"kind": "needles", **asdict(self)}, indent=1).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote."""
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        del content["kind"]
+        cells = [Cell(**cell) for cell in content.pop("cells")]
+        return cls(cells, [Total(**total) for total in content.pop("summary")], **content)
+
+    def values(self) -> dict[str, float]:
+        """The numbers to log: each metric of each task and length."""
+        named = {f"{t.task}/{t.length}/{metric}": getattr(t, metric) for t in self.summary for metric in METRICS}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def table(self) -> Table:
+        """One row per task and length."""
+        table = Table(title=f"needles in {self.haystack}", title_justify="left")
+        table.add_column("task")
+        for column in ("length", "score", "± stderr", "answer tokens right", "all right", "nats per token", "n"):
+            table.add_column(column, justify="right")
+        table.add_column("note")
+        for t in self.summary:
+            numbers = (t.score, t.stderr, t.answer_accuracy, t.answer_exact, t.answer_nats)
+            cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
+            note = f"{t.beyond} beyond the model's length" if t.beyond else ""
+            table.add_row(t.task, str(t.length), *cells, str(t.n), note)
+        return table
+
+
+def summarise(answered: Iterable[Answered], limit: int | None) -> tuple[list[Cell], list[Total]]:
+    """Means by task, length and depth, and by task and length; limit: the model's, None without one."""
+    cells: dict[tuple[str, int, float | None], list[Answered]] = defaultdict(list)
+    totals: dict[tuple[str, int], list[Answered]] = defaultdict(list)
+    for one in answered:
+        cells[one.prompt.task, one.prompt.length, one.prompt.depth].append(one)
+        totals[one.prompt.task, one.prompt.length].append(one)
+    return (
+        [Cell(*key, n=len(group), truncated=0, **_means(group)) for key, group in cells.items()],
+        [
+            Total(
+                task,
+                length,
+                stderr=_stderr(group),
+                n=len(group),
+                beyond=len(group) if limit is not None and length > limit else 0,
+                **_means(group),
+            )
+            for (task, length), group in totals.items()
+        ],
+    )
+
+
+def _means(group: list[Answered]) -> dict[str, Any]:
+    columns = {metric: [getattr(one, metric) for one in group] for metric in METRICS}
+    return {name: None if None in column else statistics.fmean(column) for name, column in columns.items()}
+
+
+def _stderr(group: list[Answered]) -> float | None:
+    scores = [one.score for one in group if one.score is not None]
+    return statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
+
+
+def plot_heat_map(needles: Needles, path: str | Path, metric: str = "score") -> Path:
+    """Depth against length, one panel per task that has depths; a .png or .svg. `metric`: a field of `Cell`.
+
+    Raises ValueError when no task has a depth or the metric was not measured.
+    """
+    cells = [cell for cell in needles.cells if cell.depth is not None and getattr(cell, metric) is not None]
+    if not cells:
+        raise ValueError(f"heat map: no cell has a depth and a {metric}; measure single_1, for one, with generate on")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    images = []
+    values = [getattr(cell, metric) for cell in cells]
+    colours: dict[str, Any] = {"cmap": "RdYlGn", "vmin": 0, "vmax": 1}
+    if metric == "answer_nats":  # small is good
+        colours = {"cmap": "RdYlGn_r", "vmin": min(values), "vmax": max(values)}
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(1.5 + 2.6 * len(tasks), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, task in zip(axes[0], tasks, strict=True):
+        mine = {(c.depth, c.length): getattr(c, metric) for c in cells if c.task == task}
+        depths, lengths = (
+            sorted({cell.depth for cell in cells if cell.depth is not None}),
+            sorted({length for _, length in mine}),
+        )
+        grid = [[mine.get((depth, length), math.nan) for length in lengths] for depth in depths]
+        images.append(panel.imshow(grid, aspect="auto", interpolation="nearest", **colours))
+        panel.set_xticks(range(len(lengths)), [str(length) for length in lengths], rotation=45)
+        shown = range(0, len(depths), max(1, (len(depths) - 1) // 4))
+        panel.set_yticks(list(shown), [f"{100 * depths[i]:.0f} %" for i in shown])
+        panel.set(title=task, xlabel="tokens")
+    axes[0][0].set_ylabel("depth of the needle")
+    figure.colorbar(images[-1], ax=axes, label=metric.replace("_", " "))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path

@@ -1,0 +1,292 @@
+"""Perplexity by position in a long text: does context still help beyond the length that a model was trained at?"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self, get_args
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from ..lm.data.files import write_atomically
+from ..lm.errors import ConfigError, DataError
+from ..lm.eval_config import Mode
+from ..lm.model.cache import Cache
+from ..lm.strict import nearest
+from .long_context import CHUNK, check_length, length_limit, nan_traced, run_chunks, target_scores
+from .scoring import inference
+
+if TYPE_CHECKING:
+    from ..lm.data.tokenizer import Tokenizer
+    from ..lm.model import HybridLM
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tokens at positions start..end - 1 of their stretch: mean of -log p in nats, its standard error, their number."""
+
+    start: int
+    end: int
+    nats: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One text in one mode. nats: sum of -log p over all tokens. beyond: tokens predicted from more of them than the
+    model's positions were trained for."""
+
+    text: str
+    mode: Mode
+    window: int
+    bytes: int
+    tokens: int
+    nats: float
+    bits_per_byte: float
+    beyond: int
+    buckets: list[Bucket]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The curves of one model."""
+
+    curves: list[Curve]
+    checkpoint: str = ""
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all; missing folders are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"kind": "positions", **asdict(self)}, indent=1).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote."""
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        curves = [Curve(**{**c, "buckets": [Bucket(**b) for b in c["buckets"]]}) for c in content["curves"]]
+        return cls(curves, content["checkpoint"])
+
+    def values(self) -> dict[str, float]:
+        """The numbers to log: bits per byte of each curve, nats per token of its first and last bucket."""
+        values = {}
+        for curve in self.curves:
+            name = f"{curve.text}/{curve.mode}"
+            values[f"{name}/bits_per_byte"] = curve.bits_per_byte
+            values[f"{name}/first_nats"], values[f"{name}/last_nats"] = curve.buckets[0].nats, curve.buckets[-1].nats
+        return values
+
+    def table(self) -> Table:
+        """Nats per token by position, a column for each curve."""
+        table = Table(title="nats per token by position (± standard error)", title_justify="left")
+        table.add_column("positions")
+        for curve in self.curves:
+            table.add_column(f"{curve.text}\n{curve.mode} {curve.window}", justify="right")
+        found = [{(b.start, b.end): f"{b.nats:.3f}" + _plus_minus(b) for b in curve.buckets} for curve in self.curves]
+        for span in sorted({span for cells in found for span in cells}):
+            table.add_row(f"{span[0]}-{span[1] - 1}", *(cells.get(span, "") for cells in found))
+        table.add_section()
+        table.add_row("bits per byte", *(f"{curve.bits_per_byte:.4f}" for curve in self.curves))
+        if any(curve.beyond for curve in self.curves):
+            table.add_row("tokens beyond the model's length", *(f"{curve.beyond}" for curve in self.curves))
+        return table
+
+
+def _plus_minus(bucket: Bucket) -> str:
+    return "" if bucket.stderr is None else f" ± {bucket.stderr:.3f}"
+
+
+def joined(measured: Iterable[Positions]) -> Positions:
+    """All curves in one; they are of the same checkpoint."""
+    parts = list(measured)
+    return Positions([curve for part in parts for curve in part.curves], parts[0].checkpoint)
+
+
+class Span(NamedTuple):
+    """One window: tokens first..stop - 1 are read, BOS being token 0, and those after start..stop - 1 are scored."""
+
+    first: int
+    start: int
+    stop: int
+
+
+def spans(n: int, mode: Mode, window: int, stride: int) -> list[Span]:
+    """The windows in which n tokens after BOS are scored, every one of them once.
+
+    whole: a single one. carry: side by side. reset: side by side but for one token, which every window after the first
+    sees before its first target; the last one sees as many as fit. sliding: `stride` new tokens at a time.
+    """
+    if mode == "whole":
+        return [Span(0, 0, n)]
+    if mode == "carry":
+        return [Span(start, start, min(start + window, n)) for start in range(0, n, window)]
+    new = window - 1 if mode == "reset" else stride
+    first = [Span(0, 0, min(window, n))]
+    starts = range(window, n, new)
+    return first + [Span(max(0, min(s + new, n) - window), s, min(s + new, n)) for s in starts]
+
+
+def modes_of(model: "HybridLM", max_tokens: int) -> list[Mode]:
+    """The modes that this model has for so many tokens."""
+    fits = model.config.positions != "learned" or max_tokens <= model.config.context
+    whole: list[Mode] = ["whole"] if fits else []
+    return [*whole, "sliding", "reset", *(["carry"] if can_carry(model) else [])]
+
+
+def can_carry(model: "HybridLM") -> bool:
+    """Whether any layer has a state of fixed size, which can go on where attention's window ends."""
+    return any(mixer.constant_state for mixer in model.mixers())
+
+
+def measure_positions(
+    model: "HybridLM",
+    tokenizer: "Tokenizer",
+    text: str,
+    *,
+    mode: Mode,
+    window: int,
+    stride: int | None = None,
+    buckets: int,
+    max_tokens: int,
+    blocks: int = 1,
+    text_name: str = "text",
+    batch_tokens: int = 8192,
+    beyond: str = "error",
+    checkpoint: str = "",
+) -> Positions:
+    """-log p of every token of a text's first `blocks` stretches of `max_tokens` tokens, by position in the stretch.
+
+    Each stretch is a document of its own, behind BOS. mode:
+    `whole`: one pass; recurrent states, keys and values go from chunk to chunk.
+    `sliding`: windows of `window` tokens, BOS included, each with `stride` (default: half of it) new ones, all states
+        anew; a token is predicted from at least window - stride before it.
+    `reset`: windows side by side, all states anew: what lm-eval does with long texts.
+    `carry`: windows side by side; recurrent states go on, attention sees its window alone.
+    buckets: positions averaged together. batch_tokens: tokens of a forward. beyond: `error` or `run`, for inputs longer
+    than rotary attention was trained for. A text of fewer tokens gives fewer or shorter stretches.
+
+    Memory: activations of `batch_tokens` tokens, a slice of their logits, and the decoding state. bits_per_byte counts
+    the bytes of the decoded tokens. Raises ConfigError for arguments that cannot be, DataError for an empty text.
+    """
+    _check(model, mode, window, stride, buckets, max_tokens, blocks)
+    tokens = tokenizer.encode(text)[: blocks * max_tokens]
+    if not tokens:
+        raise DataError(f"text {text_name!r}: is empty; give a longer one")
+    longest = min(max_tokens, len(tokens))
+    check_length(model.config, longest if mode == "whole" else min(window, longest), beyond)
+    stretches = [tokens[start : start + max_tokens] for start in range(0, len(tokens), max_tokens)]
+    nats, places, n_beyond = [], [], 0
+    limit = length_limit(model.config) or math.inf
+    with inference(model):
+        for rows in _batches(stretches, max(1, batch_tokens // CHUNK)):
+            plan = spans(len(rows[0]), mode, window, stride or max(1, window // 2))
+            ids = torch.tensor([[tokenizer.bos_id, *row] for row in rows], device=model.device)
+            with nan_traced(model, ids):
+                nats.append(_score(model, ids, plan, mode).flatten())
+            places.append(torch.arange(len(rows[0])).repeat(len(rows)))
+            n_beyond += len(rows) * sum(max(0, min(s.stop - s.start, s.stop - s.first - limit)) for s in plan)
+    cost, place = torch.cat(nats), torch.cat(places)
+    total, n_bytes = float(cost.sum()), sum(len(tokenizer.decode(row).encode()) for row in stretches)
+    curve = Curve(
+        text=text_name,
+        mode=mode,
+        window=longest if mode == "whole" else window,
+        bytes=n_bytes,
+        tokens=len(cost),
+        nats=total,
+        bits_per_byte=total / math.log(2) / max(n_bytes, 1),
+        beyond=int(n_beyond),
+        buckets=_buckets(cost, place, buckets, longest),
+    )
+    return Positions([curve], checkpoint)
+
+
+def _check(
+    model: "HybridLM", mode: str, window: int, stride: int | None, buckets: int, max_tokens: int, blocks: int
+) -> None:
+    if mode not in get_args(Mode):
+        raise ConfigError(f"mode {mode!r}: unknown; {nearest(mode, get_args(Mode))}")
+    if window < 2:
+        raise ConfigError(f"window: {window} leaves no token beside BOS; use 2 or more")
+    if stride is not None and not 0 < stride < window:
+        raise ConfigError(f"stride: {stride} new tokens in a window of {window}; use 1 to {window - 1}")
+    for name, value in (("buckets", buckets), ("max_tokens", max_tokens), ("blocks", blocks)):
+        if value < 1:
+            raise ConfigError(f"{name}: {value}; use 1 or more")
+    if mode == "carry" and not can_carry(model):
+        raise ConfigError("mode 'carry': the model has attention only, no state to carry; use reset, sliding or whole")
+
+
+def _batches(rows: list[list[int]], size: int) -> Iterable[list[list[int]]]:
+    """Rows of equal length side by side; only the last row can be shorter."""
+    whole = [row for row in rows if len(row) == len(rows[0])]
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]
+    if len(whole) < len(rows):
+        yield rows[-1:]
+
+
+def _score(model: "HybridLM", ids: Tensor, plan: list[Span], mode: Mode) -> Tensor:
+    """-log p of ids[:, 1:] [B, n], float64 on the CPU; ids [B, n + 1] start with BOS."""
+    nats = torch.zeros(len(ids), ids.shape[1] - 1, dtype=torch.float64)
+    cache = model.new_cache(len(ids))
+    for span in plan:
+        read = ids[:, span.first : span.stop].clone()
+        if span.first:
+            cache = _carried(model, cache) if mode == "carry" else model.new_cache(len(ids))
+            if mode != "carry":
+                read[:, 0] = ids[:, 0]  # BOS, which every document of the training began with
+        for offset, hidden in run_chunks(model, read, cache):
+            skip = max(0, span.start - span.first - offset)  # read before, scored before
+            start = span.first + offset + skip
+            if skip < hidden.shape[1]:
+                target = ids[:, start + 1 : start + 1 + hidden.shape[1] - skip]
+                cost, _ = target_scores(model, hidden[:, skip:], target)
+                nats[:, start : start + cost.shape[1]] = cost.double().cpu()
+    return nats
+
+
+def _carried(model: "HybridLM", cache: Cache) -> Cache:
+    """The states of fixed size as they are; empty ones, and position 0, for attention."""
+    n, dtype = len(cache.lengths), model.embed.weight.dtype
+    layers = [
+        layer if mixer.constant_state else mixer.new_state(n, dtype, model.device)
+        for layer, mixer in zip(cache.layers, model.mixers(), strict=True)
+    ]
+    return Cache(layers, n)
+
+
+def _buckets(cost: Tensor, place: Tensor, width: int, longest: int) -> list[Bucket]:
+    found = []
+    for start in range(0, longest, width):
+        chosen = cost[(place >= start) & (place < start + width)]
+        stderr = float(chosen.std()) / math.sqrt(len(chosen)) if len(chosen) > 1 else None
+        found.append(Bucket(start, min(start + width, longest), float(chosen.mean()), stderr, len(chosen)))
+    return found
+
+
+def plot_positions(positions: Positions, path: str | Path) -> Path:
+    """Nats per token against position, a line with its standard error for each curve; a .png or .svg."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for curve in positions.curves:
+        middle = [(bucket.start + bucket.end) / 2 for bucket in curve.buckets]
+        error = [bucket.stderr or 0.0 for bucket in curve.buckets]
+        label = f"{curve.text}, {curve.mode} {curve.window}"
+        axes.errorbar(middle, [bucket.nats for bucket in curve.buckets], error, label=label, marker=".", capsize=2)
+    axes.set(xlabel="position", ylabel="nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path

@@ -1,0 +1,41 @@
+"""Work that is shared among the processes of a torch.distributed group, and whose results all of them get."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+R = TypeVar("R")
+
+
+def share_out(order: Sequence[int], weights: Sequence[int], n: int) -> list[list[int]]:
+    """`order` cut into n runs of about equal weight, so that neighbours stay together."""
+    total, done = sum(weights[i] for i in order), 0
+    runs: list[list[int]] = [[] for _ in range(n)]
+    for i in order:
+        runs[min(n - 1, done * n // max(total, 1))].append(i)
+        done += weights[i]
+    return runs
+
+
+def in_parallel(
+    order: Sequence[int], weights: Sequence[int], compute: Callable[[list[int]], dict[int, R]]
+) -> dict[int, R]:
+    """compute(indices) on a share of `order` in each process; the union of the results, in all of them.
+
+    Every process calls this with the same arguments. An error in one is raised in all: nobody waits for the dead.
+    """
+    mine: dict[int, R] = {}
+    failure: Exception | None = None
+    try:
+        mine = compute(share_out(order, weights, dist.get_world_size())[dist.get_rank()])
+    except Exception as error:  # told to the others, then raised
+        failure = error
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (mine, failure and f"{type(failure).__name__}: {failure}"))
+    if failure:
+        raise failure
+    for rank, (_, message) in enumerate(gathered):
+        if message:
+            raise RuntimeError(f"process {rank} failed: {message}")
+    return {i: result for results, _ in gathered for i, result in results.items()}

@@ -1,0 +1,29 @@
+"""Sets of measurements by name, as `hybridlm eval RUN --suite NAME` runs them."""
+
+from .catalogue import CATALOGUE, GROUPS, unknown
+
+MEASUREMENTS = ("needles", "positions")
+"""Names in a suite that are no lm-eval tasks: needles in long contexts, perplexity by position."""
+
+
+def _members(suite: str) -> tuple[str, ...]:
+    return tuple(name for name, entry in CATALOGUE.items() if suite in entry.suites)
+
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "recall": _members("recall"),
+    "commonsense": _members("commonsense"),
+    "long": MEASUREMENTS,
+    "probes": _members("probes"),
+}
+SUITES["all"] = (
+    *(name for members in SUITES.values() for name in members),
+    *("triviaqa", "nq_open", "drop", "truthfulqa_mc1", *GROUPS),
+)
+
+
+def measurements(suite: str) -> tuple[str, ...]:
+    """What a suite consists of; a ConfigError names the nearest suite."""
+    if suite not in SUITES:
+        raise unknown("suite", suite, list(SUITES))
+    return SUITES[suite]

@@ -1,0 +1,39 @@
+"""Synthetic tasks: recall, copying, state tracking, in-context regression. A new task is one line of TASKS."""
+
+from typing import Any
+
+from ...lm.strict import ConfigError, nearest
+from . import circuits, copying, mad, mqar, regression, state_tracking
+from .task import Task
+
+TASKS: dict[str, type[Task]] = {
+    task.kind: task
+    for task in (
+        circuits.ColouredObjects,
+        circuits.IndirectObject,
+        copying.Copy,
+        copying.NgramLookup,
+        copying.Phonebook,
+        mad.Compression,
+        mad.FuzzyRecall,
+        mad.Memorization,
+        mad.NoisyRecall,
+        mad.Recall,
+        mad.SelectiveCopy,
+        mqar.CompositionalMQAR,
+        mqar.ForgettingMQAR,
+        mqar.MQAR,
+        regression.Regression,
+        state_tracking.GroupWords,
+        state_tracking.Parity,
+    )
+}
+
+
+def parse(slice_: dict[str, Any]) -> Task:
+    """{task: NAME, OPTION: VALUE ...} as a task. Raises ConfigError naming a wrong key and the nearest one."""
+    options = dict(slice_)
+    name = options.pop("task", None)
+    if name not in TASKS:
+        raise ConfigError(f"task: unknown task {name!r}; {nearest(str(name), TASKS)}")
+    return TASKS[name].parse(options, where=name)

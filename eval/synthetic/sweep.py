@@ -1,0 +1,202 @@
+"""A grid of runs in parallel processes: one line of OUT/results.jsonl per finished run, and a table of them all."""
+
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from ...lm.console import binary
+from ...lm.errors import ConfigError, DataError
+from ...lm.strict import nearest
+from .recipe import Point, SyntheticRecipe, load_point
+from .workers import run_parallel
+
+Line = dict[str, Any]
+
+HEADER = ("variant", "lr", "state", "parameters", "accuracy", "exact", "to 99 %", "steps", "s/run")
+NOTES = (
+    "lr: the best by mean test accuracy over seeds, of those swept. accuracy, exact: mean over slices and seeds ± "
+    "standard deviation over the seeds. state: bytes of one sequence after the longest test example, float32. "
+    "to 99 %: median of the steps at which a probe of the test examples was more than 99 % right, and how many of the "
+    "seeds got there. steps, s/run: means; training ends early when a run is solved.\n"
+)
+
+
+class Call(NamedTuple):
+    """What a worker needs for one run."""
+
+    recipe: str
+    overrides: list[str]
+    point: Point
+
+
+def run_call(call: Call) -> Line:
+    """Train one point of the grid; the line of results.jsonl."""
+    from .train import train
+
+    recipe = load_point(call.recipe, call.overrides, call.point)
+    point = call.point
+    head = {"recipe": recipe.name, "variant": point.variant.name, "mixer": point.variant.mixer}
+    return {**head, "lr": point.lr, "seed": point.seed, **train(recipe), "fingerprint": recipe.fingerprint()}
+
+
+def sweep(name: str, overrides: list[str], jobs: int, only: str | None, out: Path, console: Console) -> list[str]:
+    """Run the points of the recipe's grid that OUT/results.jsonl does not hold yet. Returns a line per failed run.
+
+    only: a glob over variants. A line is appended by one write as its run ends, so that the same command continues a
+    sweep that was stopped. Raises ConfigError, before anything runs, when OUT holds results of another recipe.
+    """
+    recipe = SyntheticRecipe.load(name, overrides)
+    wanted = select(recipe, only)
+    out.mkdir(parents=True, exist_ok=True)
+    results = out / "results.jsonl"
+    done = {(x["variant"], x["lr"], x["seed"]): x["fingerprint"] for x in read_results(results)}
+    for point in recipe.points():
+        there = done.get(_key(point))
+        if there is not None and there != load_point(name, overrides, point).fingerprint():
+            raise ConfigError(
+                f"{results}: {point.label} was run under another recipe; give --out another folder, or remove this one"
+            )
+    compared = recipe.seeds_at_every_rate()
+    missing = [Call(name, overrides, point) for point in wanted if _key(point) not in done]
+    console.print(f"{recipe.name}: {len(wanted) - len(missing)} runs finished already", highlight=False)
+    failed = _run([call for call in missing if call.point.seed in compared], jobs, results, console)
+    rates = best([line for line in read_results(results) if line["seed"] in compared])
+    later = [call for call in missing if call.point.seed not in compared]
+    return failed + _run([call for call in later if _at_best(call.point, rates)], jobs, results, console)
+
+
+def _at_best(point: Point, rates: "dict[str, Best]") -> bool:
+    """Whether the point has the learning rate that its variant did best at; a variant without results has none."""
+    return point.variant.name in rates and point.lr == rates[point.variant.name].lines[0]["lr"]
+
+
+def _run(todo: list[Call], jobs: int, results: Path, console: Console) -> list[str]:
+    """Run all of `todo`, noting each as it ends. Returns a line per failed run."""
+    if todo:
+        console.print(f"{len(todo)} runs", highlight=False)
+    failed = []
+    for ended, outcome in enumerate(run_parallel(run_call, todo, jobs), 1):
+        label = outcome.call.point.label
+        if outcome.error:
+            failed.append(f"{label}: {outcome.error}")
+            said = f"FAILED: {outcome.error}"
+        else:
+            append(results, outcome.value)
+            said = _said(outcome.value)
+        console.print(f"{ended}/{len(todo)} | {label}: {said}", highlight=False, soft_wrap=True)
+    return failed
+
+
+def select(recipe: SyntheticRecipe, only: str | None) -> list[Point]:
+    """The points whose variants match the glob `only`, all without one."""
+    chosen = [point for point in recipe.points() if fnmatch(point.variant.name, only or "*")]
+    if not chosen:
+        raise ConfigError(f"--only {only!r}: matches no variant; {nearest(str(only), recipe.variants())}")
+    return chosen
+
+
+def append(path: Path, line: Line) -> None:
+    """Add one line, whole: a single write to a file opened for appending."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_results(path: Path) -> list[Line]:
+    """All runs of a sweep, each once; a last line that was cut off when the machine went down is cut away."""
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return list({(line["variant"], line["lr"], line["seed"]): line for line in lines}.values())
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a results file ({error!r}); move it away") from None
+
+
+def _key(point: Point) -> tuple[str, float, int]:
+    return point.variant.name, point.lr, point.seed
+
+
+def _said(line: Line) -> str:
+    score = f"accuracy {line['accuracy']:.3f}" if "accuracy" in line else f"mse {line['mse']:.3g}"
+    return f"{score} after {line['steps']} steps, {line['seconds']:.0f} s"
+
+
+class Best(NamedTuple):
+    """A variant at its best learning rate: one line per seed."""
+
+    lines: list[Line]
+
+    def values(self, key: str) -> list[float]:
+        """One number per seed; none when the tasks are not measured by `key`."""
+        return [line[key] for line in self.lines if key in line]
+
+    @property
+    def score(self) -> float:
+        """What learning rates are compared by: mean accuracy, or minus the mean squared error."""
+        accuracies = self.values("accuracy")
+        return statistics.fmean(accuracies) if accuracies else -statistics.fmean(self.values("mse"))
+
+
+def best(lines: list[Line]) -> dict[str, Best]:
+    """By variant, in the order of the recipe, its runs at the learning rate that is best on average over the seeds.
+
+    Rates that not all seeds of the variant have been run at yet are no candidates, unless none has.
+    """
+    found: dict[str, Best] = {}
+    for variant in dict.fromkeys(line["variant"] for line in lines):
+        mine = [line for line in lines if line["variant"] == variant]
+        by_rate = [Best([line for line in mine if line["lr"] == lr]) for lr in {line["lr"] for line in mine}]
+        most = max(len(candidate.lines) for candidate in by_rate)
+        found[variant] = max((b for b in by_rate if len(b.lines) == most), key=lambda b: (b.score, -b.lines[0]["lr"]))
+    return found
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """mean ± standard deviation; the mean alone of a single value."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def summary(lines: list[Line]) -> Iterator[tuple[str, ...]]:
+    """Rows under `HEADER`."""
+    for variant, chosen in best(lines).items():
+        first, reached = chosen.lines[0], [x["steps_to_99"] for x in chosen.lines if x["steps_to_99"] is not None]
+        to_99 = f"{statistics.median(reached):.0f} " if reached else ""
+        yield (
+            variant,
+            f"{first['lr']:g}",
+            binary(first["state_bytes"]),
+            f"{first['parameters']:,}",
+            spread(chosen.values("accuracy") or chosen.values("mse")),
+            spread(chosen.values("exact")),
+            f"{to_99}({len(reached)}/{len(chosen.lines)})",
+            f"{statistics.fmean(chosen.values('steps')):.0f}",
+            f"{statistics.fmean(chosen.values('seconds')):.0f}",
+        )
+
+
+def by_slice(lines: list[Line]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each variant's accuracy on every slice, mean ± standard deviation over seeds."""
+    chosen = best(lines)
+    labels = list(dict.fromkeys(s["label"] for line in lines for s in line["slices"]))
+    rows = []
+    for variant, runs in chosen.items():
+        slices = [s for line in runs.lines for s in line["slices"]]
+        values = [[s.get("accuracy", s.get("mse")) for s in slices if s["label"] == label] for label in labels]
+        rows.append([variant, *(spread(v) for v in values)])
+    return ["variant", *labels], rows

@@ -1,0 +1,128 @@
+"""Synthetic tasks put to a language model as it is: does it already look things up in strings without a meaning?
+
+The task's id i becomes token vocab_size - task.vocab_size + i, behind BOS: the last pieces of a vocabulary, whose first
+places belong to special tokens and bytes. Among the task's tokens, the likeliest counts as the answer.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+
+from ..lm.data.files import write_atomically
+from ..lm.errors import ConfigError
+from .scoring import inference
+
+if TYPE_CHECKING:
+    from ..lm.model import HybridLM
+    from .synthetic.recipe import Slice
+    from .synthetic.task import Examples
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One slice. accuracy: mean share of the answers that are right; exact: share of the examples with no other."""
+
+    label: str
+    task: str
+    accuracy: float
+    exact: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class TokenProbes:
+    """All slices of one model."""
+
+    slices: list[Probed]
+    checkpoint: str = ""
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all; missing folders are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"kind": "token_probes", **asdict(self)}, indent=1).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote."""
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls([Probed(**one) for one in content["slices"]], content["checkpoint"])
+
+    def values(self) -> dict[str, float]:
+        """The numbers to log."""
+        return {f"{one.label}/accuracy": one.accuracy for one in self.slices}
+
+    def table(self) -> Table:
+        """One row per slice."""
+        table = Table(title="token-level probes", title_justify="left")
+        table.add_column("slice")
+        for column in ("accuracy", "± stderr", "exact", "n"):
+            table.add_column(column, justify="right")
+        for one in self.slices:
+            stderr = "-" if one.stderr is None else f"{one.stderr:.3f}"
+            table.add_row(one.label, f"{one.accuracy:.3f}", stderr, f"{one.exact:.3f}", str(one.n))
+        return table
+
+
+def parse_slices(given: Sequence[dict[str, Any]], vocab_size: int) -> "list[Slice]":
+    """Slices as a recipe writes them, {task: mqar, examples: 100, ...}, that a model of this vocabulary can read.
+
+    Raises ConfigError for an unknown task or option, a task on vectors, or one with a larger vocabulary.
+    """
+    from .synthetic.recipe import Slice
+
+    slices = [Slice.parse(one, where=f"eval.probes[{i}]") for i, one in enumerate(given)]
+    for one in slices:
+        task = one.task
+        if task.input_dim is not None or task.readout(1) is not None:
+            raise ConfigError(f"eval.probes: {task.label} is not about tokens alone; a language model cannot read it")
+        if task.vocab_size > vocab_size:
+            raise ConfigError(
+                f"eval.probes: {task.label} has vocab_size={task.vocab_size}, the model {vocab_size}; use at most that"
+            )
+    return slices
+
+
+def measure_probes(
+    model: "HybridLM",
+    slices: "Sequence[Slice]",
+    *,
+    bos_id: int,
+    seed: int = 0,
+    batch_tokens: int = 8192,
+    checkpoint: str = "",
+) -> TokenProbes:
+    """Accuracy on each slice's examples of `seed`, which `parse_slices` has checked; the model stays as it was."""
+    with inference(model):
+        return TokenProbes([_measure(model, one, bos_id, seed, batch_tokens) for one in slices], checkpoint)
+
+
+def _measure(model: "HybridLM", one: "Slice", bos_id: int, seed: int, batch_tokens: int) -> Probed:
+    from .synthetic.task import Examples
+
+    task, examples = one.task, one.task.sample(one.examples, seed)
+    rows = max(1, batch_tokens // (task.length + 1))
+    parts = [
+        task.scores(_outputs(model, Examples(*batch), task.vocab_size, bos_id), Examples(*batch))
+        for batch in zip(examples.inputs.split(rows), examples.labels.split(rows), strict=True)
+    ]
+    accuracy, exact = (torch.cat([part[name].double() for part in parts]) for name in ("accuracy", "exact"))
+    n = len(accuracy)
+    stderr = float(accuracy.std()) / math.sqrt(n) if n > 1 else None
+    return Probed(task.label, task.kind, float(accuracy.mean()), float(exact.mean()), stderr, n)
+
+
+def _outputs(model: "HybridLM", examples: "Examples", vocab_size: int, bos_id: int) -> torch.Tensor:
+    """Logits of the task's own tokens [labelled positions, vocab_size], on the CPU."""
+    first = model.config.vocab_size - vocab_size
+    ids = F.pad(examples.inputs + first, (1, 0), value=bos_id).to(model.device)
+    hidden = model(ids, logits=False).hidden[:, 1:]
+    return model.head(hidden[examples.labelled.to(model.device)])[:, first:].float().cpu()

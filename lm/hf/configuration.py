@@ -1,0 +1,71 @@
+"""The `hybridlm` model type's configuration: the model section of a recipe inside a transformers configuration.
+
+Imported while transformers sets up its auto classes, so it needs nothing of transformers but the base class.
+"""
+
+from typing import TYPE_CHECKING, Any, Self
+
+from transformers.configuration_utils import PretrainedConfig
+
+if TYPE_CHECKING:
+    from ..config import BaseModelConfig
+
+
+class HybridLMConfig(PretrainedConfig):
+    """`model` is the model section of a recipe, as a mapping; config.json holds it whole, defaults written out.
+
+    The sizes that transformers and the tools around it look for are read off the section. Raises ConfigError, with one
+    line per problem, when it is no valid model.
+    """
+
+    model_type = "hybridlm"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    model: dict[str, Any] | None = None
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        from .register import register_model
+
+        register_model()  # whoever holds a configuration can ask for its model
+        section = self.model_config()
+        self.model = section.model_dump(mode="json")
+        self.tie_word_embeddings = section.tie_embeddings
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def of(cls, model: "BaseModelConfig", **other: Any) -> Self:
+        """The configuration of a model section; `other` are transformers' own fields, such as eos_token_id."""
+        return cls(model=model.model_dump(mode="json"), **other)
+
+    def model_config(self) -> "BaseModelConfig":
+        """The model section, validated."""
+        from ..config import ModelConfig
+
+        return ModelConfig.parse(self.section, where="config.json: model")
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """`model`, or a small model without one: transformers makes a configuration of nothing to know the defaults."""
+        return self.model if self.model is not None else {"pattern": ["attention"]}
+
+    @property
+    def vocab_size(self) -> int:
+        return self.section["vocab_size"]
+
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:  # resize_token_embeddings does this
+        self.section["vocab_size"] = size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.section["d_model"]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.section["n_layers"]
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.section["context"]

@@ -1,0 +1,106 @@
+"""A HybridLM as a folder that transformers loads: of a family it knows where the arithmetic is the same, else our own.
+
+DST/config.json   generation_config.json   model.safetensors, or numbered shards and model.safetensors.index.json
+DST/tokenizer.json   tokenizer_config.json   tokenizer.model (SentencePiece only)
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..data.tokenizer import Tokenizer
+from ..errors import ConfigError
+from .families import FAMILIES, choose_format
+from .folders import whole_folder
+from .streaming import write_safetensors
+from .tokenizer_files import write_tokenizer
+
+if TYPE_CHECKING:
+    from ..model import HybridLM
+
+MAX_SHARD = 5_000_000_000  # bytes
+
+
+def save_pretrained(
+    model: "HybridLM",
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | str | Path | None = None,
+    format: str = "auto",
+    max_shard: int = MAX_SHARD,
+) -> Path:
+    """Write the folder `path`, which must be absent or empty, and return it. Weights keep their dtype and their bits.
+
+    format: `llama` (Llama, Mistral, Qwen 2 or 3, whichever it is), `olmo_hybrid`, or `hybridlm`, the model type of this
+    project that transformers knows after `import hybridlm`; `auto` takes the first that describes the model exactly.
+    tokenizer: one, or the folder with its files, written as AutoTokenizer reads it. max_shard: bytes of weights a file.
+
+    Raises ConfigError for an unknown format, a model that `format` cannot describe (naming every option that differs),
+    a tokenizer with more tokens than the model, and a destination that is not free. Nothing is left half-written.
+    """
+    path, family = Path(path), FAMILIES[choose_format(model.config, format)]
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    if tokenizer is not None:
+        loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
+        if loaded.vocab_size > model.config.vocab_size:
+            raise ConfigError(
+                f"tokenizer: has {loaded.vocab_size} tokens and the model {model.config.vocab_size}; give the one that "
+                "the model was trained with"
+            )
+        ends = {"bos_token_id": loaded.bos_id, "eos_token_id": loaded.eos_id}
+    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    config = family.hf_config(model.config) | ends | {"dtype": dtype}
+    with whole_folder(path) as folder:
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", ends | {"pad_token_id": ends["eos_token_id"]})
+        _write_weights(folder, _renamed(model, family), max_shard)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, folder, model.config.context)
+    return path
+
+
+def _renamed(model: "HybridLM", family: ModuleType) -> dict[str, Tensor]:
+    """The tensors under the names of the family, views of ours; a tied one once."""
+    weights = model.state_dict()
+    if model.config.tie_embeddings:
+        del weights["lm_head.weight"]
+    rows = list(family.tensors(model.config))
+    assert {row.name for row in rows} == weights.keys(), "a family's list of tensors is not the model's"
+    return {name: part for row in rows for name, part in row.split(weights[row.name]).items()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_weights(folder: Path, weights: dict[str, Tensor], max_shard: int) -> None:
+    """One file, or numbered shards with an index when one file would be larger than `max_shard` bytes."""
+    shards = list(_shards(weights, max_shard))
+    places = {}
+    for i, names in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        places |= dict.fromkeys(names, file)
+        layout = {name: (tuple(weights[name].shape), weights[name].dtype) for name in names}
+        write_safetensors(folder / file, layout, ((name, weights[name]) for name in names))
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in weights.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _shards(weights: dict[str, Tensor], max_shard: int) -> Iterator[list[str]]:
+    """Names of the tensors of each file, in order; a tensor larger than a shard has one of its own."""
+    names: list[str] = []
+    size = 0
+    for name, tensor in weights.items():
+        if names and size + tensor.nbytes > max_shard:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.nbytes
+    if names:
+        yield names

@@ -1,0 +1,46 @@
+"""Folders that are either whole or absent: written aside under a hidden name, flushed to disk, then renamed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ConfigError
+
+
+def check_free(path: Path) -> None:
+    """Raises ConfigError unless `path` is absent or an empty folder: nothing that is there is written over."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(f"{path}: already there and not an empty folder; give another destination, or remove it")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` that becomes `path` when the block ends without an error, and vanishes otherwise.
+
+    Raises ConfigError when there is something at `path`, which stays as it was.
+    """
+    check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=".partial"))
+    try:
+        yield partial
+        for entry in (*partial.rglob("*"), partial):
+            entry.chmod(0o755 if entry.is_dir() else 0o644)  # temporary files and folders are for the owner's eyes only
+            _flush(entry)
+        check_free(path)  # it may have come into being meanwhile
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

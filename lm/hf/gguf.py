@@ -1,0 +1,186 @@
+"""Llama models in llama.cpp's GGUF files: dequantised, with rows, names and tokenizer as transformers has them.
+
+llama.cpp rotates neighbouring channels where transformers rotates the two halves of a head, so GGUF files of this
+architecture hold the rows of q and k interleaved; reading undoes that.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tokenizers
+import torch
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError
+from .reading import Stored
+
+if TYPE_CHECKING:
+    from gguf import ReaderTensor
+
+OUTSIDE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+INSIDE = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# config.json's keys and the metadata's, which follow the architecture's name
+SIZES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+}
+SPECIAL = 3  # tokenizer.ggml.token_type of a control token
+USER_DEFINED = 4
+# how a text is cut before byte pairs are merged, by tokenizer.ggml.pre
+PRE_TOKENIZERS = {
+    "gpt-2": lambda: [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+}
+
+
+class GGUF:
+    """A `reading.Source` over one .gguf file. Raises ConfigError for what it holds and we cannot read."""
+
+    def __init__(self, path: Path):
+        try:
+            from gguf import GGUFReader
+        except ImportError:
+            raise ConfigError(f"{path}: reading GGUF needs the gguf package; pip install 'hybridlm[hf]'") from None
+        self.path = path
+        try:
+            reader = GGUFReader(path)
+        except (ValueError, OSError, IndexError) as error:
+            raise CheckpointError(f"{path}: not a whole GGUF file ({error}); get the file again") from None
+        self._fields = reader.fields
+        self._tensors = {_theirs(tensor.name): tensor for tensor in reader.tensors}
+        self.config = self._read_config()
+        self.stored = {name: self._look_up(name, tensor) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        from gguf import dequantize
+
+        tensor, stored = self._tensors[name], self.stored[name]
+        values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        values = values.reshape(stored.shape).to(stored.dtype)
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+        if (projection := name.split(".")[-2]) in heads:
+            return unpermute(values, self.config[heads[projection]])
+        return values
+
+    def write_tokenizer(self, folder: Path) -> None:
+        from ..data.tokenizer import JSON_FILE
+        from .tokenizers import write_settings
+
+        tokenizer, settings = self._tokenizer()
+        folder.mkdir(parents=True)
+        tokenizer.save(str(folder / JSON_FILE))
+        write_settings(folder, settings)
+
+    def _get(self, key: str, default: Any = None) -> Any:
+        return self._fields[key].contents() if key in self._fields else default
+
+    def _read_config(self) -> dict[str, Any]:
+        """The metadata as a config.json."""
+        kind = self._get("general.architecture")
+        if kind != "llama":
+            raise ConfigError(f"{self.path}: general.architecture is {kind!r}; allowed in a GGUF file: llama")
+        missing = [key for key in SIZES.values() if f"llama.{key}" not in self._fields]
+        if missing:
+            raise CheckpointError(f"{self.path}: the metadata lacks llama.{missing[0]}; get the file again")
+        config = {theirs: self._get(f"llama.{key}") for theirs, key in SIZES.items()}
+        head_dim = self._get("llama.attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
+        rotated = self._get("llama.rope.dimension_count", head_dim)
+        return config | {
+            "model_type": "llama",
+            "vocab_size": int(self._tensors["model.embed_tokens.weight"].shape[1]),
+            "head_dim": head_dim,
+            "rms_norm_eps": _decimal(self._get("llama.attention.layer_norm_rms_epsilon", 1e-6)),
+            "rope_parameters": self._rope() | {"partial_rotary_factor": rotated / head_dim},
+            "tie_word_embeddings": "lm_head.weight" not in self._tensors,
+            "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self._tensors,
+            "mlp_bias": "model.layers.0.mlp.up_proj.bias" in self._tensors,
+        }
+
+    def _rope(self) -> dict[str, Any]:
+        kind = self._get("llama.rope.scaling.type", "none")
+        rope = {"rope_theta": _decimal(self._get("llama.rope.freq_base", 10000.0))}
+        if kind == "none":
+            return rope | {"rope_type": "default"}
+        if kind == "linear":
+            return rope | {"rope_type": "linear", "factor": _decimal(self._get("llama.rope.scaling.factor", 1.0))}
+        raise ConfigError(f"{self.path}: llama.rope.scaling.type is {kind!r}; allowed in a GGUF file: none, linear")
+
+    def _look_up(self, name: str, tensor: "ReaderTensor") -> Stored:
+        from gguf.quants import _type_traits
+
+        kind = tensor.tensor_type
+        plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        if kind.name not in plain and kind not in _type_traits:
+            readable = ", ".join([*plain, *(k.name for k in _type_traits if k.name not in plain)])
+            raise ConfigError(f"{self.path}: tensor {name} has type {kind.name}; readable are {readable}")
+        return Stored(tuple(int(n) for n in reversed(tensor.shape)), plain.get(kind.name, torch.float32))
+
+    def _tokenizer(self) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+        """The byte-level BPE of the metadata, and its tokenizer_config.json."""
+        kind, cut = self._get("tokenizer.ggml.model"), self._get("tokenizer.ggml.pre")
+        if kind != "gpt2" or cut not in PRE_TOKENIZERS:
+            raise ConfigError(
+                f"{self.path}: its tokenizer is {kind!r} with pre-tokenizer {cut!r}; allowed: gpt2 with "
+                f"{' or '.join(PRE_TOKENIZERS)}. Convert the folder of safetensors with its tokenizer.json instead"
+            )
+        tokens, merges = self._get("tokenizer.ggml.tokens"), self._get("tokenizer.ggml.merges")
+        types = self._get("tokenizer.ggml.token_type") or [1] * len(tokens)
+        vocab = {token: i for i, token in enumerate(tokens)}
+        fast = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[tuple(pair.split(" ")) for pair in merges]))
+        fast.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[cut]())
+        fast.decoder = decoders.ByteLevel()
+        added = [(t, y == SPECIAL) for t, y in zip(tokens, types, strict=True) if y in (SPECIAL, USER_DEFINED)]
+        fast.add_tokens([AddedToken(token, special=special, normalized=False) for token, special in added])
+        names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+        ids = {key: self._get(f"tokenizer.ggml.{name}_token_id") for key, name in names.items()}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.config["max_position_embeddings"],
+            "clean_up_tokenization_spaces": False,
+            "add_bos_token": bool(self._get("tokenizer.ggml.add_bos_token", False)),
+            **{key: tokens[i] for key, i in ids.items() if i is not None},
+        }
+        if template := self._get("tokenizer.chat_template"):
+            settings["chat_template"] = template
+        return fast, settings
+
+
+def unpermute(rows: Tensor, n_heads: int) -> Tensor:
+    """Rows [H * D, ...] of q or k, which llama.cpp orders (0, D/2, 1, D/2 + 1, ...) in each head, put in order."""
+    return rows.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _theirs(name: str) -> str:
+    """transformers' name of a GGUF tensor; unknown ones keep theirs, for the error that will name them."""
+    if name in OUTSIDE:
+        return OUTSIDE[name]
+    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if found and found[2] in INSIDE:
+        return f"model.layers.{found[1]}.{INSIDE[found[2]]}.{found[3]}"
+    return name
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal that is this float32: 1e-05 rather than 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

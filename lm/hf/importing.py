@@ -1,0 +1,152 @@
+"""Checkpoints from elsewhere become run folders or models, tensor by tensor: never two copies of the weights at once.
+
+A run folder keeps the dtype that the weights were stored in, so that an export gives back the same bits.
+`Run.load_model` computes in float32 whatever it is, `load_pretrained` in the stored dtype unless told otherwise.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig, Recipe
+from ..data.files import write_atomically
+from ..data.tokenizer import Tokenizer
+from ..errors import ConfigError
+from ..mixers.base import Float32Module
+from ..model import HybridLM
+from ..run import Run, code_revision
+from ..train.checkpoint import FORMAT
+from . import hybridlm
+from .families import family_of
+from .folders import check_free, whole_folder
+from .llama import Part, Stacked
+from .reading import Shards, Source, Weights, check, open_source
+from .streaming import write_safetensors
+
+
+def import_llama(src: str | Path, dst: str | Path, dtype: torch.dtype | None = None) -> Run:
+    """Make the run folder `dst` of a Llama-family checkpoint: a folder of safetensors, or a .gguf file.
+
+    dtype: of the weights on disk; None keeps each as it is stored, float32 where it was quantised. Training the run
+    goes on from these weights with a new optimizer. The folder is written aside and renamed when it is whole. Raises
+    ConfigError or CheckpointError, before anything is written, when the source is not whole or not of the family, or
+    there is something at `dst`.
+    """
+    dst = Path(dst).expanduser()
+    check_free(dst)
+    source = open_source(src)
+    model, plan = _plan(source)
+    with whole_folder(dst) as folder:
+        source.write_tokenizer(folder / "tokenizer")
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        if tokenizer.vocab_size > model.vocab_size:
+            raise ConfigError(
+                f"{source.path}: its tokenizer has {tokenizer.vocab_size} tokens and the model {model.vocab_size}; "
+                "put the tokenizer there that belongs to the model"
+            )
+        types = {row.name: dtype or _dtype(source, [row]) for row in plan}
+        step = folder / "checkpoints" / "step-000000"
+        step.mkdir(parents=True)
+        layout = {row.name: (row.shape, types[row.name]) for row in plan}
+        write_safetensors(step / "model.safetensors", layout, _join(source, plan))
+        recipe = _recipe(source, dst, model, set(types.values()))
+        state = {"format": FORMAT, "step": 0, "architecture": recipe.model.model_dump(mode="json"), "extra": {}}
+        write_atomically(step / "state.json", json.dumps(state, indent=1).encode())
+        write_atomically(folder / "recipe.yaml", recipe.to_yaml().encode())
+        write_atomically(folder / "code.json", json.dumps(code_revision(), indent=1).encode())
+    return Run(dst)
+
+
+def load_pretrained(path: str | Path, *, dtype: torch.dtype | None = None) -> HybridLM:
+    """A model in evaluation mode from a run folder, a Llama-family folder or .gguf file, or an exported folder.
+
+    dtype: of the parameters; None takes the widest that is stored. Parameters that a mixer keeps in float32 stay so.
+    Raises ConfigError or CheckpointError as `import_llama` does.
+    """
+    path = Path(path).expanduser()
+    if (path / "recipe.yaml").is_file():
+        run = Run(path)
+        weights: Weights = Shards(run.newest_checkpoint(), ["model.safetensors"])
+        model = run.recipe.model
+        own = (Stacked(row.name, (Part(row.name, row.shape),)) for row in hybridlm.tensors(model))
+        return _fill(model, weights, check(weights, own), dtype)
+    source = open_source(path)
+    model, plan = _plan(source)
+    return _fill(model, source, plan, dtype)
+
+
+def _plan(source: Source) -> tuple[ModelConfig, list[Stacked]]:
+    """The model that a source describes, and where each of its tensors comes from, both checked."""
+    try:
+        family = family_of(source.config)
+        section = family.recipe_section(source.config)
+    except ConfigError as error:
+        raise ConfigError(f"{source.path}: {error}") from None
+    except KeyError as error:
+        raise ConfigError(f"{source.path}: config.json: {error} missing; get the whole file") from None
+    model = ModelConfig.parse(section, where=str(source.path))
+    return model, check(source, family.tensors(model))
+
+
+def _join(source: Weights, plan: Iterable[Stacked]) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors, one at a time."""
+    for row in plan:
+        yield row.name, row.join([source.read(part.name) for part in row.parts])
+
+
+def _dtype(source: Weights, plan: Iterable[Stacked]) -> torch.dtype:
+    """The widest dtype that is stored."""
+    return reduce(torch.promote_types, (source.stored[part.name].dtype for row in plan for part in row.parts))
+
+
+@torch.no_grad()
+def _fill(model: ModelConfig, source: Weights, plan: list[Stacked], dtype: torch.dtype | None) -> HybridLM:
+    """A model with these weights; nothing is initialised that they replace."""
+    with torch.device("meta"):
+        net = HybridLM(model)
+    fixed = {
+        f"{path}.{name}"
+        for path, module in net.named_modules()
+        if isinstance(module, Float32Module)
+        for name in module.float32_parameters
+    }
+    net = net.to(dtype or _dtype(source, [row for row in plan if row.name not in fixed])).to_empty(device="cpu")
+    if model.tie_embeddings:
+        net.lm_head.weight = net.embed.weight
+    state = net.state_dict()
+    for name, tensor in _join(source, plan):
+        state[name].copy_(tensor)
+    return net.eval()
+
+
+def _recipe(source: Source, dst: Path, model: ModelConfig, dtypes: set[torch.dtype]) -> Recipe:
+    """How to score the imported model, and to go on training it until someone says better."""
+    half = torch.float32 not in dtypes and torch.float64 not in dtypes
+    train: dict[str, Any] = {
+        "steps": 1000,
+        "batch": 8,
+        "micro_batch": 1,
+        "precision": "bf16" if half else "fp32",
+        "zero_stage": 0,
+        "checkpoint": {"every": 100, "keep_every": 1000},  # step 0, the imported weights, is kept
+        "out": str(dst),
+    }
+    recipe = {
+        "name": re.sub(r"[^\w.-]+", "_", dst.name),
+        "description": f"imported from {source.path.name}; data.train stands for yours",
+        "model": model.model_dump(exclude_unset=True),
+        "data": {
+            "train": [{"name": "sotu", "select": {"field": "year", "max": 2014}}],
+            "valid": {"recent": [{"name": "sotu", "select": {"field": "year", "min": 2015}}]},
+            "tokenizer": {"kind": "file", "path": str(dst.resolve() / "tokenizer")},
+        },
+        "optim": {"lr": 1e-4},  # the weights are far from random: a tenth or less of what pretraining starts with
+        "train": train,
+    }
+    return Recipe.parse(recipe, where=str(source.path))

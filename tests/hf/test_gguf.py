@@ -1,0 +1,156 @@
+"""GGUF files against transformers: a random Llama written as llama.cpp's converter writes it, read back."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hybridlm.lm.errors import CheckpointError, ConfigError
+from hybridlm.lm.hf import load_pretrained
+from hybridlm.lm.hf.importing import import_llama
+from hybridlm.tests.hf.llamas import ids, save
+from hybridlm.tests.oracles import assert_close
+
+NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+QUANT = gguf.GGMLQuantizationType
+
+
+def interleave(rows: np.ndarray, n_heads: int) -> np.ndarray:
+    """Channel i of a head and channel i + D/2 become neighbours."""
+    heads = rows.reshape(n_heads, -1, *rows.shape[1:])  # [H, D, ...]
+    half = heads.shape[1] // 2
+    order = [i // 2 + half * (i % 2) for i in range(2 * half)]
+    return heads[:, order].reshape(rows.shape)
+
+
+def write(path: Path, model, tokenizer: dict, quant: QUANT = QUANT.F32, **metadata) -> None:
+    """A GGUF file of a transformers Llama: matrices in `quant`, vectors in float32."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, metadata.pop("architecture", "llama"))
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    for key, value in metadata.items():
+        getattr(writer, f"add_{key}")(value)
+    vocab = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].__getitem__)
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocab)
+    writer.add_token_types([3 if token in special else 1 for token in vocab])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_chat_template("{{ messages[0].content }}")
+    if "tokenizer_pre" not in metadata:
+        writer.add_tokenizer_pre("gpt-2")
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.float().numpy()
+        if (projection := name.split(".")[-2]) in heads:
+            values = interleave(values, heads[projection])
+        stem, suffix = name.rsplit(".", 1)
+        kind = quant if values.ndim == 2 else QUANT.F32
+        writer.add_tensor(f"{NAMES.get_name(stem)}.{suffix}", gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Writes tmp_path/x.gguf of a random Llama and returns the Llama."""
+
+    def make(quant=QUANT.F32, metadata=None, **options):
+        theirs = save(tmp_path / "src", **{"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, **options})
+        tokenizer = json.loads((tmp_path / "src" / "tokenizer.json").read_text())
+        write(tmp_path / "x.gguf", theirs, tokenizer, quant, **(metadata or {}))
+        return theirs
+
+    return make
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
+def test_float32_is_bitwise_the_checkpoint(tmp_path, make, options):
+    theirs = make(num_attention_heads=6, num_key_value_heads=3, hidden_size=96, rms_norm_eps=1e-5, **options)
+    mine, folder = load_pretrained(tmp_path / "x.gguf"), load_pretrained(tmp_path / "src")
+    assert mine.config == folder.config
+    for name, tensor in folder.state_dict().items():
+        assert torch.equal(mine.state_dict()[name], tensor), name
+    with torch.no_grad():
+        assert_close(mine(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+
+
+# half a step of the coarsest block, relative to weights that are normal
+@pytest.mark.parametrize(
+    ("quant", "bound"), [("F16", 3e-4), ("BF16", 3e-3), ("Q8_0", 7e-3), ("Q4_0", 0.13), ("Q4_1", 0.1)]
+)
+def test_quantised_tensors_are_near(tmp_path, make, quant, bound):
+    make(QUANT[quant])
+    mine = load_pretrained(tmp_path / "x.gguf", dtype=torch.float32)
+    for name, tensor in load_pretrained(tmp_path / "src").state_dict().items():
+        assert_close(mine.state_dict()[name], tensor, bound, name)
+    half = {"F16": torch.float16, "BF16": torch.bfloat16}
+    matrix = import_llama(tmp_path / "x.gguf", tmp_path / "run").newest_checkpoint() / "model.safetensors"
+    assert load_file(matrix)["blocks.0.mixer.o_proj.weight"].dtype == half.get(quant, torch.float32)
+
+
+def test_linear_rope(tmp_path, make):
+    rope = {"rope_type": "linear", "rope_theta": 5e4, "factor": 2.0}
+    scaling = {"rope_scaling_type": gguf.RopeScalingType.LINEAR, "rope_scaling_factor": 2.0}
+    theirs = make(metadata=scaling, rope_parameters=rope)
+    with torch.no_grad():
+        assert_close(load_pretrained(tmp_path / "x.gguf")(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+
+
+def test_the_tokenizer_and_its_template(tmp_path, make):
+    from transformers import AutoTokenizer
+
+    make()
+    run = import_llama(tmp_path / "x.gguf", tmp_path / "run")
+    original = AutoTokenizer.from_pretrained(tmp_path / "src")
+    kept = AutoTokenizer.from_pretrained(run.folder / "tokenizer")
+    for text in ("the cat  sat on 0123", "that</s> was\n\nthe mat", ""):
+        expected = original(text, add_special_tokens=False).input_ids
+        assert run.tokenizer().encode(text) == expected == kept(text, add_special_tokens=False).input_ids
+    assert (run.tokenizer().bos_id, run.tokenizer().eos_id) == (0, 1)
+    assert kept.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"architecture": "gemma3"}, "general.architecture is 'gemma3'; allowed in a GGUF file: llama"),
+        ({"tokenizer_pre": "chatglm-bpe"}, "pre-tokenizer 'chatglm-bpe'; allowed: gpt2 with gpt-2 or smollm"),
+        ({"rope_scaling_type": gguf.RopeScalingType.YARN}, "rope.scaling.type is 'yarn'; allowed"),
+    ],
+)
+def test_what_is_not_read(tmp_path, make, metadata, words):
+    make(metadata=metadata)
+    with pytest.raises(ConfigError, match=words):
+        import_llama(tmp_path / "x.gguf", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cut_file(tmp_path, make):
+    make()
+    raw = (tmp_path / "x.gguf").read_bytes()
+    (tmp_path / "x.gguf").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(CheckpointError, match="not a whole GGUF file"):
+        load_pretrained(tmp_path / "x.gguf")
+    (tmp_path / "x.gguf").write_bytes(b"something else")
+    with pytest.raises(CheckpointError, match="not a whole GGUF file"):
+        load_pretrained(tmp_path / "x.gguf")

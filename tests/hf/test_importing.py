@@ -1,0 +1,304 @@
+"""Llama-family checkpoints on disk compute here what they compute in transformers."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from hybridlm.lm import HybridLM
+from hybridlm.lm.config import ModelConfig, Recipe
+from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.hf import load_pretrained, reading, save_pretrained
+from hybridlm.lm.hf.importing import import_llama
+from hybridlm.lm.hf.llama import hf_config, recipe_section
+from hybridlm.tests.hf.llamas import KINDS, edit_config, ids, save, save_tokenizer
+from hybridlm.tests.oracles import assert_close, relative_rms
+from hybridlm.tools.pretrain import pretrain
+from hybridlm.tools.sample import stream
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 5e5},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": YARN,
+    "yarn, sharper": {**YARN, "attention_factor": 1.4, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
+    "yarn, two scales": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
+}
+WINDOWS = [
+    {},
+    {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
+    {"use_sliding_window": False, "sliding_window": 5, "max_window_layers": 0},
+    {"use_sliding_window": True, "sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]},
+]
+
+
+@st.composite
+def checkpoints(draw):
+    """A model type and its options, odd sizes included."""
+    kind = draw(st.sampled_from(sorted(KINDS)))
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    heads = kv_heads * group
+    options = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": heads * 2 * draw(st.integers(2, 9)),
+        "head_dim": 2 * draw(st.integers(2, 11)),
+        "intermediate_size": draw(st.integers(1, 50)),
+        "num_hidden_layers": 2,
+        "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-5, 1e-3])),
+        "tie_word_embeddings": draw(st.booleans()),
+        "rope_parameters": dict(ROPES[draw(st.sampled_from(sorted(ROPES)))]),
+    }
+    if kind in ("llama", "qwen3"):
+        options["attention_bias"] = draw(st.booleans())
+    if kind == "llama":
+        options["mlp_bias"] = draw(st.booleans())
+    if kind == "mistral":
+        options["sliding_window"] = draw(st.sampled_from([None, 6, 49]))
+    if kind in ("qwen2", "qwen3"):
+        options |= draw(st.sampled_from(WINDOWS))
+    return kind, options
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(checkpoints())
+def test_logits_are_those_of_transformers(drawn):
+    kind, options = drawn
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = save(Path(folder), kind, **options)
+        mine = load_pretrained(folder)
+        with torch.no_grad():
+            assert_close(mine(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+        # and the configuration says the same when it goes back
+        assert ModelConfig.parse(recipe_section(hf_config(mine.config))) == mine.config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_that_of_transformers(tmp_path, kind):
+    save(tmp_path, kind, std=0.02, dtype=torch.bfloat16)  # weights as transformers initialises them
+    found, expected, _ = bfloat16(tmp_path, kind)
+    assert_close(found, expected, 1e-2, "logits")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_nearer_to_float32_than_transformers(tmp_path, kind):
+    """With weights of trained size two correct roundings are more than 1e-2 apart: each is as far from float32."""
+    save(tmp_path, kind, dtype=torch.bfloat16)
+    found, expected, exact = bfloat16(tmp_path, kind)
+    assert relative_rms(found, exact) <= relative_rms(expected, exact)
+
+
+def bfloat16(folder: Path, kind: str) -> list[torch.Tensor]:
+    """Logits of our bfloat16 model, of transformers', and of the same weights in float32."""
+    import transformers
+
+    theirs = getattr(transformers, f"{KINDS[kind]}ForCausalLM").from_pretrained(folder, dtype=torch.bfloat16)
+    mine = load_pretrained(folder)
+    assert {p.dtype for p in mine.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        return [model(ids()).logits for model in (mine, theirs.eval(), load_pretrained(folder, dtype=torch.float32))]
+
+
+def same_weights(model: HybridLM, other: HybridLM) -> bool:
+    mine, theirs = model.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in mine.items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_shards_are_the_single_file(tmp_path, tied):
+    for name, shard in (("single", "5GB"), ("shards", "20KB")):
+        save(tmp_path / name, tie_word_embeddings=tied, shard=shard)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    assert same_weights(load_pretrained(tmp_path / "shards"), load_pretrained(tmp_path / "single"))
+
+
+def test_rope_as_it_was_written_before_transformers_5(tmp_path):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    theirs = save(tmp_path, rope_parameters={**scaling, "rope_theta": 3e4})
+    edit_config(tmp_path, rope_parameters=None, rope_theta=3e4, rope_scaling=scaling)
+    with torch.no_grad():
+        assert_close(load_pretrained(tmp_path)(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+    linear = {"model_type": "llama", "rope_theta": 2e4, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    section = recipe_section({**sizes, **linear, "max_position_embeddings": 9, "intermediate_size": 5})
+    assert section["attention"]["rope"] == {"theta": 2e4, "scaling": "linear", "factor": 2.0}
+
+
+def test_old_files_with_frequencies_and_a_tied_head(tmp_path):
+    theirs = save(tmp_path, tie_word_embeddings=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    expected = load_pretrained(tmp_path)
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(6)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert same_weights(load_pretrained(tmp_path), expected)
+    assert expected.lm_head.weight is expected.embed.weight
+    with torch.no_grad():
+        assert_close(expected(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+
+
+def test_a_run_folder_that_does_what_runs_do(tmp_path):
+    theirs = save(tmp_path / "src", "qwen2", num_hidden_layers=3, **WINDOWS[1])
+    run = import_llama(tmp_path / "src", tmp_path / "runs" / "mine")
+    assert run.newest_checkpoint().name == "step-000000" and run.recipe.name == "mine"
+    assert [spec.options.window for spec in run.recipe.model.layer_specs()] == [None, 7, 7]
+    assert json.loads((run.folder / "code.json").read_text())["hybridlm"]
+    assert sorted(p.name for p in run.folder.parent.iterdir()) == ["mine"]
+    with torch.no_grad():
+        assert_close(run.load_model()(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+    assert same_weights(run.load_model(), load_pretrained(run.folder))
+    assert run.tokenizer().decode(run.tokenizer().encode("the cat")) == "the cat"
+    written: list[str] = []
+    stream(run.folder, "the cat", 5, 0.0, 1.0, 0, written.append)
+    assert "".join(written).startswith("the cat")
+
+
+def test_weights_keep_their_dtype_unless_told(tmp_path):
+    save(tmp_path / "src", dtype=torch.bfloat16)
+    kept = import_llama(tmp_path / "src", tmp_path / "kept")
+    wide = import_llama(tmp_path / "src", tmp_path / "wide", torch.float32)
+    stored = [load_file(run.newest_checkpoint() / "model.safetensors") for run in (kept, wide)]
+    for weights, dtype in zip(stored, (torch.bfloat16, torch.float32), strict=True):
+        assert {x.dtype for x in weights.values()} == {dtype}
+    assert all(torch.equal(x.float(), stored[1][name]) for name, x in stored[0].items())
+    assert (kept.recipe.train.precision, wide.recipe.train.precision) == ("bf16", "fp32")
+    assert {p.dtype for p in kept.load_model().parameters()} == {torch.float32}
+    assert {p.dtype for p in load_pretrained(kept.folder).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back_is_bitwise(tmp_path, kind, dtype):
+    options = {"tie_word_embeddings": True} if kind == "qwen2" else {}
+    save(tmp_path / "src", kind, dtype=dtype, shard="30KB", **options)
+    run = import_llama(tmp_path / "src", tmp_path / "run")
+    save_pretrained(load_pretrained(run.folder), tmp_path / "out")
+    back = load_file(tmp_path / "out" / "model.safetensors")
+    given = {}
+    for file in (tmp_path / "src").glob("*.safetensors"):
+        given |= load_file(file)
+    assert back.keys() == given.keys()
+    assert all(torch.equal(x, given[name]) and x.dtype == dtype for name, x in back.items())
+    kinds = [json.loads((tmp_path / name / "config.json").read_text())["model_type"] for name in ("src", "out")]
+    # without a window, a mistral is a llama
+    assert kinds in ([kind, kind], ["mistral", "llama"])
+
+
+def test_training_goes_on_from_the_weights(tmp_path, tiny_recipe):
+    save(tmp_path / "src", dtype=torch.bfloat16)
+    run = import_llama(tmp_path / "src", tmp_path / "run")
+    before = run.load_model()
+    data = yaml.safe_load(tiny_recipe.read_text())["data"]
+    given = [f"data.{key}={json.dumps(data[key])}" for key in ("train", "valid", "cache", "workers")]
+    given += ["train.steps=2", "train.batch=2", "train.threads=1", "train.log_every=1", "optim.lr=1e-3"]
+    recipe = Recipe.load(run.folder / "recipe.yaml", [*given, "model.context=32", f"train.out={run.folder}"])
+    trained = pretrain(recipe, Console(quiet=True))
+    assert trained.newest_checkpoint().name == "step-000002"
+    assert (run.checkpoints / "step-000000").is_dir()  # the imported weights are not rotated away
+    moved = relative_rms(trained.load_model().embed.weight, before.embed.weight)
+    assert 0 < moved < 0.1, moved  # two small steps away from the imported weights, not from random ones
+    assert [r["step"] for r in trained.metrics() if r["kind"] == "train"] == [1, 2]
+
+
+def test_a_tokenizer_survives_training(tmp_path):
+    save(tmp_path / "src")
+    save_tokenizer(tmp_path / "src", chat_template="{{ messages[0].content }}")
+    run = import_llama(tmp_path / "src", tmp_path / "run")
+    run.tokenizer().save(run.folder / "tokenizer")  # as training does
+    kept = json.loads((run.folder / "tokenizer" / "tokenizer_config.json").read_text())
+    assert kept["chat_template"] == "{{ messages[0].content }}" and kept["bos_token"] == "<s>"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failure_leaves_the_destination_as_it_was(tmp_path, monkeypatch, there):
+    save(tmp_path / "src")
+    dst = tmp_path / "runs" / "mine"
+    if there:
+        dst.mkdir(parents=True)
+    reads = []
+
+    def read(self, name):
+        reads.append(name)
+        if len(reads) == 9:
+            raise OSError("the disk is gone")
+        return original(self, name)
+
+    original = reading.Folder.read
+    monkeypatch.setattr(reading.Folder, "read", read)
+    with pytest.raises(OSError, match="the disk is gone"):
+        import_llama(tmp_path / "src", dst)
+    left = sorted(p.name for p in dst.parent.iterdir()) if dst.parent.exists() else []
+    assert left == (["mine"] if there else []) and not (there and any(dst.iterdir()))
+    monkeypatch.undo()
+    assert import_llama(tmp_path / "src", dst).load_model()
+
+
+def test_a_killed_import_leaves_no_destination(tmp_path):
+    save(tmp_path / "src")
+    code = (
+        "import os, signal, sys\n"
+        "from hybridlm.lm.hf import importing, reading\n"
+        "reading.Folder.read = lambda self, name: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "importing.import_llama(sys.argv[1], sys.argv[2])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "src"), str(tmp_path / "dst")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "dst").exists()
+
+
+def test_a_destination_in_use_is_refused_and_left(tmp_path):
+    save(tmp_path / "src")
+    dst = tmp_path / "dst"
+    dst.mkdir()
+    (dst / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="not an empty folder; give another destination"):
+        import_llama(tmp_path / "src", dst)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_memory_is_the_largest_tensor_beside_the_file(tmp_path):
+    """Over 90 MB of weights, the largest 12 MB: mapped pages of the source count, and a second copy would show."""
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 6000}
+    save(tmp_path / "src", num_attention_heads=8, head_dim=64, **sizes)
+    size = (tmp_path / "src" / "model.safetensors").stat().st_size
+    code = (
+        "import resource, sys\n"
+        "from hybridlm.lm.hf.importing import import_llama\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "import_llama(sys.argv[1], sys.argv[2])\n"
+        "before = peak()\n"
+        "import_llama(sys.argv[3], sys.argv[4])\n"
+        "print(peak() - before)\n"
+    )
+    save(tmp_path / "small")
+    paths = [str(tmp_path / name) for name in ("small", "a", "src", "b")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
+    largest = 6000 * 512 * 4
+    assert size > 90e6
+    added = int(done.stdout.split()[-1])
+    assert added < size + 3 * largest, f"{added / 1e6:.1f} MB over that of a tiny model, the file has {size / 1e6:.1f}"

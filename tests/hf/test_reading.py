@@ -1,0 +1,176 @@
+"""What cannot be read is said in one line: what is there, what is allowed, and the fix."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hybridlm.lm.errors import CheckpointError, ConfigError
+from hybridlm.lm.hf import load_pretrained
+from hybridlm.lm.hf.importing import import_llama
+from hybridlm.tests.hf.llamas import edit_config, save, save_tokenizer
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def refused(src: Path, error: type[Exception], *words: str) -> None:
+    """The import fails with one line that has all of `words`, and writes nothing."""
+    dst = src.parent / "dst"
+    with pytest.raises(error) as caught:
+        import_llama(src, dst)
+    message = str(caught.value)
+    assert "\n" not in message and str(src) in message, message
+    for word in words:
+        assert word in message, message
+    assert [p.name for p in src.parent.iterdir() if p.name != src.name] == []
+
+
+@pytest.fixture
+def src(tmp_path) -> Path:
+    save(tmp_path / "src")
+    return tmp_path / "src"
+
+
+def rewrite(src: Path, change) -> None:
+    weights = load_file(src / "model.safetensors")
+    change(weights)
+    save_file(weights, src / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gemma"}, ("model_type 'gemma'", "allowed: ", "llama", "qwen3")),
+        ({"model_type": "lama"}, ("model_type 'lama'", "did you mean 'llama'?")),
+        ({"architectures": ["LlamaForSequenceClassification"]}, ("LlamaForSequenceC", "allowed: LlamaForCausalLM")),
+        ({"hidden_act": "gelu"}, ("hidden_act 'gelu'", "allowed: silu")),
+        ({"quantization_config": {"quant_method": "gptq"}}, ("quantised weights (gptq)", "dequantise")),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            ("'dynamic'", "allowed: default, linear, llama3"),
+        ),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, ("'longrope'", "allowed: default")),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, ("differ by layer type", "one set")),
+        ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor 0.5", "allowed: 1")),
+        ({"hidden_size": None}, ("hidden_size missing",)),
+        ({"num_key_value_heads": 3}, ("n_kv_heads", "3", "does not divide n_heads=4")),
+        (
+            {"model_type": "qwen2", "architectures": None, "use_sliding_window": True, "layer_types": ["chunked"]},
+            ("layer_types ['chunked']", "allowed: full_attention or sliding_attention"),
+        ),
+        ({"model_type": "mistral", "architectures": None, "attention_bias": True}, ("mistral", "no biases")),
+    ],
+)
+def test_configurations_that_are_not_read(src, changes, words):
+    edit_config(src, **changes)
+    refused(src, ConfigError, *words)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    (tmp_path / "src").mkdir()
+    refused(tmp_path / "src", ConfigError, "holds no config.json", "give a folder with config.json and safetensors")
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_pretrained(tmp_path / "nowhere")
+
+
+def test_a_config_that_is_no_json(src):
+    (src / "config.json").write_text("{")
+    refused(src, CheckpointError, "not valid JSON", "get the file again")
+    (src / "config.json").write_text("[]")
+    refused(src, CheckpointError, "no JSON object but a list")
+
+
+def test_pickles_are_not_read(src):
+    (src / "model.safetensors").rename(src / "pytorch_model.bin")
+    refused(src, ConfigError, "pytorch_model.bin", "save the model again as safetensors")
+    (src / "pytorch_model.bin").unlink()
+    refused(src, CheckpointError, "neither model.safetensors nor", "get the checkpoint's weights")
+
+
+def test_a_shape_that_contradicts_the_config(src):
+    edit_config(src, intermediate_size=41)
+    name = "model.layers.0.mlp.gate_proj.weight"
+    refused(src, CheckpointError, f"tensor {name} has shape [40, 48]", "[41, 48]", "restore the config")
+
+
+def test_a_missing_tensor(src):
+    rewrite(src, lambda weights: weights.pop(UP))
+    refused(src, CheckpointError, f"tensor {UP} is missing", "[40, 48]", "get the whole checkpoint")
+    rewrite(src, lambda weights: weights.pop("model.norm.weight"))
+    refused(src, CheckpointError, "and 1 more are missing")
+
+
+def test_a_missing_head(src):
+    rewrite(src, lambda weights: weights.pop("lm_head.weight"))
+    refused(src, CheckpointError, "lm_head.weight is missing", "set tie_word_embeddings to true in config.json")
+
+
+def test_an_unexpected_tensor(src):
+    rewrite(src, lambda weights: weights.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(40, 48)}))
+    refused(src, CheckpointError, "model.layers.2.mlp.up_proj.weight is unexpected", "[40, 48]", "restore the config")
+
+
+def test_biases_that_the_config_does_not_have(src):
+    rewrite(src, lambda weights: weights.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(48)}))
+    refused(src, CheckpointError, "self_attn.q_proj.bias is unexpected")
+
+
+def test_a_tied_head_of_its_own(src):
+    edit_config(src, tie_word_embeddings=True)
+    refused(src, CheckpointError, "lm_head.weight differs", "set tie_word_embeddings to false")
+
+
+def test_quantised_tensors_without_a_word_in_the_config(src):
+    rewrite(src, lambda weights: weights.update({UP: torch.zeros(40, 48, dtype=torch.int8)}))
+    refused(src, ConfigError, f"tensor {UP} is stored as I8", "allowed: F64, F32, F16, BF16")
+
+
+def test_a_cut_file(src):
+    raw = (src / "model.safetensors").read_bytes()
+    (src / "model.safetensors").write_bytes(raw[:-100])
+    refused(src, CheckpointError, "not a whole safetensors file", "get the file again")
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    save(tmp_path / "src", shard="20KB")
+    return tmp_path / "src"
+
+
+def edit_index(src: Path, change) -> None:
+    path = src / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+def test_missing_shards(shards):
+    files = sorted(shards.glob("*.safetensors"))
+    for file in files[1:3]:
+        file.unlink()
+    refused(shards, CheckpointError, f"2 of {len(files)} shards missing: {files[1].name}, {files[2].name}")
+
+
+def test_an_index_of_other_shards(shards):
+    first, second = sorted(shards.glob("*.safetensors"))[:2]
+    edit_index(shards, lambda index: index.update({UP: first.name if index[UP] != first.name else second.name}))
+    refused(shards, CheckpointError, f"tensor {UP} is not in", "get both again")
+
+
+def test_an_index_that_points_outside(shards):
+    edit_index(shards, lambda index: index.update({UP: "../elsewhere.safetensors"}))
+    refused(shards, CheckpointError, "weight_map must give a file of this folder")
+
+
+def test_no_tokenizer(src):
+    (src / "tokenizer.json").unlink()
+    refused(src, ConfigError, "holds neither tokenizer.json nor tokenizer.model")
+    assert load_pretrained(src)  # a model needs none
+
+
+def test_a_tokenizer_of_a_larger_model(tmp_path):
+    save(tmp_path / "src", vocab_size=40)
+    tokenizer = save_tokenizer(tmp_path / "src")
+    refused(tmp_path / "src", ConfigError, f"has {tokenizer.get_vocab_size()} tokens and the model 40")

@@ -1,0 +1,34 @@
+"""`hybridlm convert llama`: a published checkpoint as a run folder."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..lm.console import stage
+from ..lm.errors import ConfigError
+from ..lm.hf.importing import import_llama
+from ..lm.model.layout import describe
+from ..lm.strict import nearest
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def convert_llama(src: str, dst: Path, dtype: str | None, console: Console) -> None:
+    """Make the run folder `dst` of the Llama-family checkpoint `src`; see `import_llama`.
+
+    dtype: fp32, bf16 or fp16, of the weights on disk; None keeps them as they are stored.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: unknown; {nearest(dtype, DTYPES)}")
+    with stage(console, f"converting {src}"):
+        run = import_llama(src, dst, DTYPES[dtype] if dtype else None)
+    model = run.recipe.model
+    size = (run.newest_checkpoint() / "model.safetensors").stat().st_size
+    console.print(
+        f"converted: {dst} ({describe(model.layer_specs())}, width {model.d_model}, {size / 1e6:.1f} MB of weights)\n"
+        f"score it with hybridlm eval {dst}; continue a text with hybridlm generate {dst} --prompt TEXT; train it on "
+        f"your data with hybridlm train {dst} data.train=[...]",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,78 @@
+"""`hybridlm mqar`: a sweep over synthetic tasks, its table and its plots."""
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from ..eval.synthetic.plots import plot_ratio, plot_tradeoff
+from ..eval.synthetic.recipe import SyntheticRecipe
+from ..eval.synthetic.sweep import HEADER, NOTES, Line, best, by_slice, read_results, summary, sweep
+from ..eval.synthetic.task import Anchor
+from ..lm.console import markdown_table, plain_table
+from ..lm.data.files import write_atomically
+from ..lm.errors import UserError
+from .study import hardware
+
+
+def run_synthetic(
+    recipe: str, overrides: list[str], jobs: int, only: str | None, out: Path | None, console: Console
+) -> Path:
+    """Run what OUT/results.jsonl lacks of the recipe's grid; write OUT/results.md and the plots from all that it holds.
+
+    Returns OUT, by default runs/NAME. Raises UserError at the end when runs failed, or a bound of `expect:` is broken.
+    """
+    loaded = SyntheticRecipe.load(recipe, overrides)
+    out = out or Path("runs") / loaded.name
+    failed = sweep(recipe, overrides, jobs, only, out, console)
+    order = {variant: i for i, variant in enumerate(loaded.variants())}
+    lines = sorted(read_results(out / "results.jsonl"), key=lambda line: order.get(line["variant"], len(order)))
+    if lines:
+        typed = ["hybridlm", "mqar", recipe, *overrides, *(["--only", only] if only else []), "--out", str(out)]
+        _write(loaded, lines, shlex.join(typed), out, console)
+    if failed:
+        runs = "".join(f"\n  {line}" for line in failed)
+        raise UserError(f"{loaded.name}: {len(failed)} runs failed; the same command tries them again{runs}")
+    _check(loaded, lines)
+    return out
+
+
+def _write(recipe: SyntheticRecipe, lines: list[Line], typed: str, out: Path, console: Console) -> None:
+    rows, slices = list(summary(lines)), by_slice(lines)
+    console.print(plain_table(f"{recipe.name}: best learning rate, mean over seeds", HEADER, rows))
+    console.print(plain_table("accuracy by slice", *slices))
+    parts = [
+        f"`{typed}`, {len(lines)} runs, on {hardware()}.\n",
+        markdown_table(HEADER, rows),
+        NOTES,
+        f"Accuracy by slice:\n\n{markdown_table(*slices)}",
+    ]
+    if anchors := anchor_rows(recipe):
+        header = ("figure", "slice", "metric", "value", "source")
+        parts.append(f"Published and closed-form figures:\n\n{markdown_table(header, anchors)}")
+    write_atomically(out / "results.md", "\n".join(parts).encode())
+    if all("accuracy" in line for line in lines):
+        plots = [*plot_tradeoff(lines, out / "tradeoff"), *plot_ratio(lines, out / "ratio")]
+        console.print(f"plots: {', '.join(str(plot) for plot in plots)}", highlight=False, soft_wrap=True)
+    console.print(f"table: {out / 'results.md'}", highlight=False, soft_wrap=True)
+
+
+def anchor_rows(recipe: SyntheticRecipe) -> list[tuple[str, ...]]:
+    """Every figure once, with the test slices it belongs to."""
+    slices: dict[Anchor, list[str]] = {}
+    for part in recipe.test:
+        for anchor in part.task.anchors():
+            slices.setdefault(anchor, []).append(part.task.label)
+    every = len(recipe.test) if len(recipe.test) > 1 else 0
+    return [
+        (a.who, "all" if len(labels) == every else ", ".join(labels), a.metric, f"{a.value:.4g}", a.source)
+        for a, labels in slices.items()
+    ]
+
+
+def _check(recipe: SyntheticRecipe, lines: list[Line]) -> None:
+    """Raise UserError that names every variant whose accuracy breaks its bound; one that was not run breaks none."""
+    chosen = best(lines)
+    found = {name: bound.broken_by(chosen[name].score) for name, bound in recipe.expect.items() if name in chosen}
+    if broken := [f"{name}: {what}" for name, what in found.items() if what]:
+        raise UserError(f"{recipe.name}: not as expected; " + "; ".join(broken))
