@@ -12,8 +12,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from ..lm.errors import ConfigError
+from ..lm.errors import ConfigError, NaNError
 from ..lm.model import HybridLM
+from ..lm.model.generate import NaNLogits
 from .continuing import Sampling, continue_batch
 from .memory import automatic_batch_tokens
 from .nan_trace import first_nan
@@ -50,7 +51,7 @@ class HybridHarness(LM):
     joined text spans context and continuation, which are then encoded one by one.
 
     Raises ConfigError when max_length is below 2 or batch_tokens below max_length, and for a long context under
-    on_long="error"; FloatingPointError that says where when the model gives NaN.
+    on_long="error"; NaNError that says where when the model gives NaN.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class HybridHarness(LM):
             except NaNScore as error:
                 number = chosen[error.window]
                 where = f"{_where(owners[number])}: first in {first_nan(self.model, windows[number].inputs)}"
-                raise FloatingPointError(f"{error}; {where}") from None
+                raise NaNError(f"{error}; {where}") from None
 
         order = sorted(range(len(windows)), key=lambda i: windows[i].inputs)  # neighbours have a beginning in common
         lengths = [len(window.inputs) for window in windows]
@@ -169,8 +170,9 @@ class HybridHarness(LM):
             room = self.max_length - sampling.max_new_tokens - 1
             if room < 1:
                 raise ConfigError(
-                    f"max_gen_toks: {sampling.max_new_tokens} leaves no room for a context within "
-                    f"max_length={self.max_length}; use at most {self.max_length - 2}"
+                    f"{_where(request)}: max_gen_toks={sampling.max_new_tokens} leaves no room for a context within "
+                    f"max_length={self.max_length}; raise it to {sampling.max_new_tokens + 2} or more, or leave the "
+                    "task out"
                 )
             tokens = self.tokenizer.encode(context)
             self._check_fits(request, len(tokens), room)
@@ -187,9 +189,12 @@ class HybridHarness(LM):
                 alone = sampling.temperature > 0  # a row's draws would depend on its neighbours
                 rows = batches(longest_first, lengths, 0 if alone else self.batch_tokens)
                 for batch in rows:
-                    texts = continue_batch(
-                        self.model, self.tokenizer, [prompts[i] for i in batch], sampling, seeds[batch[0]]
-                    )
+                    asked = [prompts[i] for i in batch]
+                    try:
+                        texts = continue_batch(self.model, self.tokenizer, asked, sampling, seeds[batch[0]])
+                    except NaNLogits as error:
+                        where = f"first in {first_nan(self.model, asked[error.row])}"
+                        raise NaNError(f"{error}; {_where(requests[batch[error.row]])}: {where}") from None
                     yield from zip(batch, texts, strict=True)
 
         keys = [

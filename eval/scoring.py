@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..lm.errors import NaNError
 from ..lm.model import HybridLM
 from ..lm.model.cache import Cache
 from .memory import state_tokens
@@ -83,7 +84,7 @@ def inference(model: HybridLM) -> Iterator[None]:
             module.training = training
 
 
-class NaNScore(FloatingPointError):
+class NaNScore(NaNError):
     """The model gave NaN for a target of window number `window`."""
 
     def __init__(self, window: int):

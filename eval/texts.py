@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..lm.data.sources import SOURCES, read
+from ..lm.data.sources import SOURCES, fetch_command, read
 from ..lm.errors import ConfigError, DataError
 from ..lm.strict import nearest
 
@@ -24,7 +24,7 @@ def read_text(name: str, cache: str | Path) -> str:
             return "\n\n".join(document.text for document in read(name, cache))
         except DataError as error:
             raise DataError(
-                f"text {name!r}: {error}; give a text file instead, or with a network run: hybridlm fetch {name}"
+                f"text {name!r}: {error}; give a text file instead, or with a network run: {fetch_command(name, cache)}"
             ) from None
     path = Path(name).expanduser()
     if not path.is_file():

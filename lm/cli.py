@@ -88,6 +88,9 @@ def train(
 @app.command("eval")
 def evaluate(
     run: RunFolder,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. eval.needles.lengths=[512,1024]")
+    ] = None,
     suite: Annotated[str | None, typer.Option(help="recall, commonsense, long, probes or all")] = None,
     tasks: Annotated[
         str | None, typer.Option(help="comma-separated; default without --suite: piqa,arc_challenge")
@@ -117,6 +120,7 @@ def evaluate(
         num_fewshot=num_fewshot,
         fewshot_seed=fewshot_seed,
         on_long=on_long,
+        overrides=overrides or [],
         console=_console(),
     )
 

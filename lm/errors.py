@@ -15,3 +15,7 @@ class DataError(UserError, RuntimeError):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be written, read, or does not belong to this model."""
+
+
+class NaNError(UserError, FloatingPointError):
+    """A model that computes NaN: its weights or its precision are at fault."""

@@ -31,14 +31,16 @@ def run_suite(
     num_fewshot: int = 0,
     fewshot_seed: int | None = None,
     on_long: Literal["truncate", "error"] = "truncate",
+    overrides: list[str] | tuple[str, ...] = (),
     console: Console,
 ) -> None:
     """Measure the newest checkpoint: a suite, tasks by name, or both. Prints tables, keeps RUN/eval/{checkpoint}.
 
     limit: documents per task. max_length: tokens per input, default the model's context. on_long: whether a context
-    that does not fit is cut on the left and counted, or an error. An evaluation that was interrupted goes on where it
-    stopped. Under torchrun the processes share the benchmarks' requests; the first one does the rest. Raises
-    ConfigError for unknown names, the nearest ones in it, before anything is computed.
+    that does not fit is cut on the left and counted, or an error. overrides: `eval.KEY=VALUE`, for this time. An
+    evaluation that was interrupted goes on where it stopped. Under torchrun the processes share the benchmarks'
+    requests; the first one does the rest. Raises ConfigError for unknown names, the nearest ones in it, before anything
+    is computed.
     """
     from ..eval.catalogue import expand
     from ..eval.evaluation import evaluate
@@ -46,6 +48,9 @@ def run_suite(
     from .long import run_needles, run_positions
 
     run = Run(run_folder)
+    if other := [override for override in overrides if not override.startswith("eval.")]:
+        raise ConfigError(f"override {other[0]!r}: a finished run has only eval settings to change; use eval.KEY=VALUE")
+    run.recipe = Recipe.load(run.folder / "recipe.yaml", overrides)
     names = dict.fromkeys([*(measurements(suite) if suite else ()), *tasks])
     if not names:
         raise ConfigError("tasks: none given; name tasks or a suite")

@@ -7,12 +7,15 @@ from rich.console import Console
 
 from ..eval.synthetic.plots import plot_ratio, plot_tradeoff
 from ..eval.synthetic.recipe import SyntheticRecipe
-from ..eval.synthetic.sweep import HEADER, NOTES, Line, best, by_slice, read_results, summary, sweep
+from ..eval.synthetic.sweep import NOTES, Line, best, by_slice, header, measure, read_results, summary, sweep
 from ..eval.synthetic.task import Anchor
 from ..lm.console import markdown_table, plain_table
 from ..lm.data.files import write_atomically
 from ..lm.errors import UserError
 from .study import hardware
+
+ON_TERMINAL = (0, 1, 2, 4, 6)  # columns that fit
+"""What has room in 80 columns; results.md has all."""
 
 
 def run_synthetic(
@@ -39,17 +42,19 @@ def run_synthetic(
 
 def _write(recipe: SyntheticRecipe, lines: list[Line], typed: str, out: Path, console: Console) -> None:
     rows, slices = list(summary(lines)), by_slice(lines)
-    console.print(plain_table(f"{recipe.name}: best learning rate, mean over seeds", HEADER, rows))
-    console.print(plain_table("accuracy by slice", *slices))
+    columns, metric = header(lines), measure(lines)
+    narrow = [tuple(row[i] for i in ON_TERMINAL) for row in (columns, *rows)]
+    console.print(plain_table(f"{recipe.name}: best learning rate, mean over seeds", narrow[0], narrow[1:]))
+    console.print(plain_table(f"{metric} by slice", *slices))
     parts = [
         f"`{typed}`, {len(lines)} runs, on {hardware()}.\n",
-        markdown_table(HEADER, rows),
+        markdown_table(columns, rows),
         NOTES,
-        f"Accuracy by slice:\n\n{markdown_table(*slices)}",
+        f"{metric} by slice:\n\n{markdown_table(*slices)}",
     ]
     if anchors := anchor_rows(recipe):
-        header = ("figure", "slice", "metric", "value", "source")
-        parts.append(f"Published and closed-form figures:\n\n{markdown_table(header, anchors)}")
+        heads = ("figure", "slice", "metric", "value", "source")
+        parts.append(f"Published and closed-form figures:\n\n{markdown_table(heads, anchors)}")
     write_atomically(out / "results.md", "\n".join(parts).encode())
     if all("accuracy" in line for line in lines):
         plots = [*plot_tradeoff(lines, out / "tradeoff"), *plot_ratio(lines, out / "ratio")]

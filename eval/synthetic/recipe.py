@@ -109,11 +109,6 @@ class GridConfig(Strict):
     widths: list[int] = Field(default_factory=list, description="d_model; default: that of the model section")
     learning_rates: list[float] = Field(default_factory=list, description="default: optim.lr")
     seeds: list[int] = Field(default_factory=list, description="default: seed")
-    rate_seeds: int | None = Field(
-        default=None,
-        gt=0,
-        description="learning rates are compared on so many of the seeds, the others run at the best; default: on all",
-    )
 
     def variants(self, width: int) -> Iterator[Variant]:
         """Every curve at every width and size; `width` is the model's own."""
@@ -220,12 +215,6 @@ class SyntheticRecipe(Strict):
         if self.grid is not None:
             rates, seeds = self.grid.learning_rates or rates, self.grid.seeds or seeds
         return [Point(variant, lr, seed) for seed in seeds for variant in self.variants().values() for lr in rates]
-
-    def seeds_at_every_rate(self) -> list[int]:
-        """The seeds on which all learning rates are run."""
-        if self.grid is None or not self.grid.seeds:
-            return [self.seed]
-        return self.grid.seeds[: self.grid.rate_seeds]
 
     def fingerprint(self) -> str:
         """12 hex digits of what a single run depends on, as it is written; what is left out counts as left out."""

@@ -18,7 +18,6 @@ from .workers import run_parallel
 
 Line = dict[str, Any]
 
-HEADER = ("variant", "lr", "state", "parameters", "accuracy", "exact", "to 99 %", "steps", "s/run")
 NOTES = (
     "lr: the best by mean test accuracy over seeds, of those swept. accuracy, exact: mean over slices and seeds ± "
     "standard deviation over the seeds. state: bytes of one sequence after the longest test example, float32. "
@@ -62,24 +61,13 @@ def sweep(name: str, overrides: list[str], jobs: int, only: str | None, out: Pat
             raise ConfigError(
                 f"{results}: {point.label} was run under another recipe; give --out another folder, or remove this one"
             )
-    compared = recipe.seeds_at_every_rate()
     missing = [Call(name, overrides, point) for point in wanted if _key(point) not in done]
-    console.print(f"{recipe.name}: {len(wanted) - len(missing)} runs finished already", highlight=False)
-    failed = _run([call for call in missing if call.point.seed in compared], jobs, results, console)
-    rates = best([line for line in read_results(results) if line["seed"] in compared])
-    later = [call for call in missing if call.point.seed not in compared]
-    return failed + _run([call for call in later if _at_best(call.point, rates)], jobs, results, console)
-
-
-def _at_best(point: Point, rates: "dict[str, Best]") -> bool:
-    """Whether the point has the learning rate that its variant did best at; a variant without results has none."""
-    return point.variant.name in rates and point.lr == rates[point.variant.name].lines[0]["lr"]
+    console.print(f"{recipe.name}: {len(wanted)} runs, {len(wanted) - len(missing)} finished already", highlight=False)
+    return _run(missing, jobs, results, console)
 
 
 def _run(todo: list[Call], jobs: int, results: Path, console: Console) -> list[str]:
     """Run all of `todo`, noting each as it ends. Returns a line per failed run."""
-    if todo:
-        console.print(f"{len(todo)} runs", highlight=False)
     failed = []
     for ended, outcome in enumerate(run_parallel(run_call, todo, jobs), 1):
         label = outcome.call.point.label
@@ -172,8 +160,18 @@ def spread(values: list[float], digits: int = 3) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def measure(lines: list[Line]) -> str:
+    """What the runs are compared by."""
+    return "accuracy" if "accuracy" in lines[0] else "mse"
+
+
+def header(lines: list[Line]) -> tuple[str, ...]:
+    """Columns of `summary`."""
+    return ("variant", "lr", "state", "parameters", measure(lines), "exact", "to 99 %", "steps", "s/run")
+
+
 def summary(lines: list[Line]) -> Iterator[tuple[str, ...]]:
-    """Rows under `HEADER`."""
+    """Rows under `header`."""
     for variant, chosen in best(lines).items():
         first, reached = chosen.lines[0], [x["steps_to_99"] for x in chosen.lines if x["steps_to_99"] is not None]
         to_99 = f"{statistics.median(reached):.0f} " if reached else ""
@@ -191,12 +189,12 @@ def summary(lines: list[Line]) -> Iterator[tuple[str, ...]]:
 
 
 def by_slice(lines: list[Line]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: each variant's accuracy on every slice, mean ± standard deviation over seeds."""
-    chosen = best(lines)
-    labels = list(dict.fromkeys(s["label"] for line in lines for s in line["slices"]))
+    """Header and rows: each variant's accuracy, or every squared error, on every slice; mean ± deviation over seeds."""
+    slices = [s for line in lines for s in line["slices"]]
+    columns = dict.fromkeys((s["label"], key) for s in slices for key in s if key.startswith(measure(lines)))
     rows = []
-    for variant, runs in chosen.items():
-        slices = [s for line in runs.lines for s in line["slices"]]
-        values = [[s.get("accuracy", s.get("mse")) for s in slices if s["label"] == label] for label in labels]
+    for variant, runs in best(lines).items():
+        mine = [s for line in runs.lines for s in line["slices"]]
+        values = [[s[key] for s in mine if s["label"] == label] for label, key in columns]
         rows.append([variant, *(spread(v) for v in values)])
-    return ["variant", *labels], rows
+    return ["variant", *(label if key == "accuracy" else f"{label} {key}" for label, key in columns)], rows

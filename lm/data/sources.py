@@ -148,11 +148,21 @@ SOURCES: dict[str, Source] = {
 }
 
 
+CACHE = Path("~/.cache/hybridlm")
+"""Where downloads are kept unless a recipe or --cache says otherwise."""
+
+
 def get_source(name: str) -> Source:
     """The registered source, or a ConfigError that names the nearest one."""
     if name not in SOURCES:
         raise ConfigError(f"source {name!r}: not registered; {nearest(name, SOURCES)}")
     return SOURCES[name]
+
+
+def fetch_command(name: str, cache: str | Path) -> str:
+    """What a user types to get a source into `cache`."""
+    folder = Path(cache).expanduser()
+    return f"hybridlm fetch {name}" + ("" if folder == CACHE.expanduser() else f" --cache {folder}")
 
 
 def fetch(name: str, cache: str | Path) -> Path:

@@ -188,6 +188,10 @@ def _rope_section(config: dict[str, Any]) -> dict[str, Any]:
     context = config.get("original_max_position_embeddings")
     defaults = {"original_max_position_embeddings": config["max_position_embeddings"]}
     found = defaults | given | ({"original_max_position_embeddings": context} if context else {})
+    needed = ("factor", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ("factor",)
+    for key in needed:
+        if found.get(key) is None:
+            raise ConfigError(f"config.json: RoPE type {kind!r} without {key}; restore the whole config.json")
     if kind == "yarn" and found.get("attention_factor") is None:
         found["attention_factor"] = _mscale(found)
     section["scaling"] = kind

@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import NaNError
+
 if TYPE_CHECKING:
     from .decoder import HybridLM
+
+
+class NaNLogits(NaNError):
+    """The model gave NaN after what stands in `row`."""
+
+    def __init__(self, row: int):
+        super().__init__("the model gives NaN, so no text would mean anything; check its weights and precision")
+        self.row = row
 
 
 def generate(
@@ -27,7 +37,8 @@ def generate(
     A row that stopped repeats its stop token. temperature 0 takes the most likely token. `on_token` receives each new
     column [B] as it is drawn.
 
-    Raises ValueError on an empty prompt, a negative temperature or top_p outside (0, 1].
+    Raises ValueError on an empty prompt, a negative temperature or top_p outside (0, 1]; NaNLogits when the model
+    gives NaN, of which the argmax would be a token like any other.
     """
     if ids.ndim != 2 or ids.shape[1] == 0:
         raise ValueError(f"ids: expected a prompt [B, T] of at least one token, got shape {tuple(ids.shape)}")
@@ -42,6 +53,8 @@ def generate(
     scores = _last(output.logits, attention_mask)
     columns = [ids]
     for step in range(max_new_tokens):
+        if bool((nan := scores.isnan().any(-1)).any()):
+            raise NaNLogits(int(nan.nonzero()[0]))
         drawn = _draw(scores, temperature, top_p, generator)
         drawn = torch.where(done, columns[-1][:, -1], drawn) if step else drawn
         columns.append(drawn[:, None])

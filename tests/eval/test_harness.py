@@ -255,7 +255,7 @@ def test_generation_leaves_room_and_counts_the_cut(attention_model, tokenizer):
     finally:
         hook.remove()
     assert lengths[0] == 12 and scorer.truncated["t"] == 1
-    message = r"^max_gen_toks: 19 leaves no room for a context within max_length=20; use at most 18$"
+    message = r"^task 't', document 0: max_gen_toks=19 leaves no room .* max_length=20; raise it to 21 or more"
     with pytest.raises(ConfigError, match=message):
         scorer.generate_until(requests("generate_until", [(context, {"max_gen_toks": 19})]))
 

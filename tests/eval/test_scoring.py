@@ -96,7 +96,9 @@ def test_a_shared_context_is_computed_once(attention_model, n_answers, seed):
             scores = dict(score_windows(model, answers, 4096))
     finally:
         hook.remove()
-    assert sum(seen) == len(context) + sum(len(answer.targets) - 1 for answer in answers)
+    tails = {answer.targets[:-1] for answer in answers}
+    apart = [tail for tail in tails if not any(other != tail and other[: len(tail)] == tail for other in tails)]
+    assert sum(seen) == len(context) + sum(map(len, apart))  # an answer that another one begins with costs nothing
     for i, answer in enumerate(answers):
         assert scores[i].log_likelihood == pytest.approx(plain_score(model, *answer)[0], abs=1e-4)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridlm.lm.model.generate import _draw
+from hybridlm.lm.model.generate import NaNLogits, _draw
 from hybridlm.tests.model.helpers import build, tokens
 
 
@@ -127,3 +127,14 @@ def test_errors_say_the_fix(ids, how, message):
     with pytest.raises(ValueError) as error:
         build().generate(ids, 3, **how)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nan_stops_and_says_in_which_row(temperature):
+    model, ids = loud(), tokens(1, 6).repeat(3, 1)
+    ids[2, 3] = (ids[2, 3] + 1) % model.config.vocab_size
+    with torch.no_grad():
+        model.embed.weight[ids[2, 3]] = float("nan") if (ids[:2] != ids[2, 3]).all() else 0
+    with pytest.raises(NaNLogits, match="^the model gives NaN") as error:
+        model.generate(ids, 4, temperature=temperature)
+    assert error.value.row == 2

@@ -96,7 +96,7 @@ def test_a_recipe_without_a_grid_is_one_row():
 
 
 def test_the_list_says_which_recipes_have_variants():
-    result = runner.invoke(cli.app, ["recipes"])
+    result = runner.invoke(cli.app, ["recipes"], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     assert "31 variants: hybridlm recipes study/mini" in result.output
 

@@ -12,7 +12,7 @@ from hybridlm.eval.memory import automatic_batch_tokens
 from hybridlm.eval.response_cache import ResponseCache, fingerprint
 from hybridlm.eval.scoring import Window, inference, score_windows, split_windows
 from hybridlm.lm import HybridLM, Recipe
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.errors import ConfigError, NaNError
 from hybridlm.lm.mixers import MIXERS
 
 from .conftest import small
@@ -229,8 +229,11 @@ def test_nan_says_which_document_and_layer(tokenizer, requests, layer):
     expected = (
         rf"^the model gives NaN.*; task 'piqa', document 0: first in mixer of layer {layer} \({HYBRID[layer]}\), "
     )
-    with pytest.raises(FloatingPointError, match=expected + r"token \d+$"):
+    with pytest.raises(NaNError, match=expected + r"token \d+$"):
         HybridHarness(model, tokenizer, max_length=64).loglikelihood(asked)
+    asked = requests("generate_until", [("The value", {"until": [], "max_gen_toks": 4, "do_sample": False})], "piqa")
+    with pytest.raises(NaNError, match=expected + r"token \d+$"):
+        HybridHarness(model, tokenizer, max_length=64).generate_until(asked)
 
 
 def test_sharing_holds_for_a_hybrid_of_every_mixer():

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from hybridlm.eval.synthetic import sweep as sweeping
 from hybridlm.eval.synthetic.plots import full_share, plot_ratio, plot_tradeoff
-from hybridlm.eval.synthetic.sweep import append, best, by_slice, read_results, spread, summary, sweep
+from hybridlm.eval.synthetic.sweep import append, best, by_slice, header, read_results, spread, summary, sweep
 from hybridlm.eval.synthetic.workers import Outcome, run_parallel
 from hybridlm.lm.errors import DataError, UserError
 from hybridlm.lm.strict import ConfigError
@@ -79,7 +79,7 @@ def test_every_point_is_one_line_and_the_same_command_skips_them(path, tmp_path,
     assert {"label", "task", "length", "n_pairs", "accuracy", "exact", "stderr", "n"} <= lines[0]["slices"][0].keys()
     sweep(path, [], 1, None, tmp_path / "out", console)
     assert read_results(tmp_path / "out" / "results.jsonl") == lines
-    assert "8 runs finished already" in console.file.getvalue()
+    assert "8 runs, 8 finished already" in console.file.getvalue()
 
 
 def test_a_sweep_that_was_cut_off_runs_only_what_is_missing(path, tmp_path, console, in_process):
@@ -151,6 +151,10 @@ def test_errors_choose_the_smaller_of_two_squared_errors():
     for x in lines:
         del x["accuracy"]
     assert best(lines)["gla"].lines[0]["lr"] == 0.03
+    for x in lines:
+        x["slices"] = [{"label": "L8", "mse": 0.25, "mse_last": 0.5, "stderr": 0.1, "n": 4}]
+    assert header(lines)[4] == "mse" and [row[4] for row in summary(lines)] == ["0.200"]
+    assert by_slice(lines) == (["variant", "L8 mse", "L8 mse_last"], [["gla", "0.250", "0.500"]])
 
 
 def test_share_of_full_attention_leaves_the_convolution_out():
@@ -177,18 +181,6 @@ def test_appending_is_one_line_and_a_run_done_twice_counts_once(tmp_path):
         append(tmp_path / "r.jsonl", x)
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 3
     assert read_results(tmp_path / "r.jsonl") == lines[:2]
-
-
-def test_rates_compared_on_one_seed_leave_the_best_to_the_others(path, tmp_path, console, in_process):
-    sweep(path, ["grid.rate_seeds=1"], 1, None, tmp_path, console)
-    lines = read_results(tmp_path / "results.jsonl")
-    assert len(lines) == 2 * 2 + 2
-    for variant, chosen in best([x for x in lines if x["seed"] == 0]).items():
-        [later] = [x for x in lines if x["variant"] == variant and x["seed"] == 1]
-        assert later["lr"] == chosen.lines[0]["lr"]
-        assert [x["seed"] for x in best(lines)[variant].lines] == [0, 1]
-    sweep(path, ["grid.rate_seeds=1"], 1, None, tmp_path, console)
-    assert read_results(tmp_path / "results.jsonl") == lines
 
 
 def test_a_process_that_dies_costs_one_call():

@@ -1,0 +1,96 @@
+"""`hybridlm eval`: what a run's folder holds afterwards, and what is refused before anything is computed."""
+
+import copy
+
+import pytest
+import torch
+from rich.console import Console
+
+from hybridlm.eval.scores import Scores
+from hybridlm.eval.suites import SUITES
+from hybridlm.lm import Recipe
+from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.run import Run
+from hybridlm.tools.score import run_suite
+
+
+@pytest.fixture
+def run_folder(attention_model, tokenizer, cache, tmp_path, monkeypatch):
+    """A run whose newest checkpoint is the small random model."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    recipe = Recipe.load("demo", overrides=[f"data.cache={cache}", "model.context=256", f"train.out={folder}"])
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    monkeypatch.setattr(Run, "newest_checkpoint", lambda self: self.checkpoints / "step-000007")
+    monkeypatch.setattr(Run, "load_model", lambda self: attention_model)
+    monkeypatch.setattr(Run, "tokenizer", lambda self: tokenizer)
+    return folder
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+def test_results_of_several_evaluations_are_kept_together(run_folder):
+    path = run_folder / "eval" / "step-000007" / "tasks.json"
+    run_suite(run_folder, None, ["sciq", "piqa"], limit=2, console=quiet(), batch_tokens=512)
+    run_suite(run_folder, None, ["sciq", "copa"], console=quiet(), batch_tokens=512)
+    kept = Scores.load(path)
+    assert {(score.task, score.n) for score in kept.scores} == {("piqa", 2), ("sciq", 3), ("copa", 2)}
+    assert kept.checkpoint == "step-000007" and kept.limit is None and kept.max_length == 256
+
+
+def test_other_weights_do_not_inherit_scores(run_folder, attention_model, monkeypatch):
+    run_suite(run_folder, None, ["sciq"], console=quiet(), batch_tokens=512)
+    path = run_folder / "eval" / "step-000007" / "tasks.json"
+    before = Scores.load(path)
+    other = copy.deepcopy(attention_model)
+    with torch.no_grad():
+        other.norm.weight.mul_(1.5)
+    monkeypatch.setattr(Run, "load_model", lambda self: other)
+    run_suite(run_folder, None, ["copa"], console=quiet(), batch_tokens=512)
+    after = Scores.load(path)
+    assert {score.task for score in after.scores} == {"copa"} and after.fingerprint != before.fingerprint
+
+
+def test_a_suite_runs_its_tasks(run_folder, monkeypatch):
+    monkeypatch.setitem(SUITES, "probes", ("ioi_text", "copycolors"))
+    run_suite(run_folder, "probes", ["sciq"], limit=2, console=quiet(), batch_tokens=512)
+    kept = Scores.load(run_folder / "eval" / "step-000007" / "tasks.json")
+    assert [*dict.fromkeys(score.task for score in kept.scores)] == ["ioi_text", "copycolors", "sciq"]
+
+
+def test_long_contexts_are_cut_and_counted_or_refused(run_folder, capsys):
+    path = run_folder / "eval" / "step-000007" / "tasks.json"
+    run_suite(run_folder, None, ["sciq"], max_length=16, console=quiet(), batch_tokens=512)
+    assert {score.truncated for score in Scores.load(path).scores} == {12}
+    with pytest.raises(ConfigError, match=r"^task 'sciq', document 0: \d+ tokens, but max_length=16 has room for 16"):
+        run_suite(run_folder, None, ["sciq"], max_length=16, on_long="error", console=quiet(), batch_tokens=512)
+
+
+def test_nothing_asked_and_wrong_names_are_refused_before_the_model_is_read(run_folder, monkeypatch):
+    monkeypatch.delattr(Run, "load_model")
+    with pytest.raises(ConfigError, match=r"^tasks: none given; name tasks or a suite$"):
+        run_suite(run_folder, None, [], console=quiet())
+    with pytest.raises(ConfigError, match=r"^suite 'comonsense': unknown; did you mean 'commonsense'"):
+        run_suite(run_folder, "comonsense", [], console=quiet())
+    with pytest.raises(ConfigError, match=r"^task 'hellaswagg': unknown; did you mean 'hellaswag'"):
+        run_suite(run_folder, None, ["hellaswagg"], console=quiet())
+
+
+def test_long_suite_measures_needles_and_positions(run_folder, monkeypatch):
+    called = []
+    monkeypatch.setattr("hybridlm.tools.long.run_needles", lambda run, *_, **__: called.append("needles"))
+    monkeypatch.setattr("hybridlm.tools.long.run_positions", lambda run, *_, **__: called.append("positions"))
+    run_suite(run_folder, "long", [], console=quiet())
+    assert called == ["needles", "positions"]
+
+
+def test_settings_of_the_recipe_can_be_others_for_once(run_folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr("hybridlm.tools.long.run_needles", lambda run, config, *_, **__: seen.append(config.lengths))
+    run_suite(run_folder, None, ["needles"], overrides=["eval.needles={lengths: [64, 96]}"], console=quiet())
+    assert seen == [[64, 96]]
+    assert Recipe.load(run_folder / "recipe.yaml").eval.needles is None
+    with pytest.raises(ConfigError, match=r"^override 'model.d_model=8': a finished run has only eval settings"):
+        run_suite(run_folder, None, ["needles"], overrides=["model.d_model=8"], console=quiet())
