@@ -74,7 +74,10 @@ class HybridHarness(LM):
         if batch_tokens == "auto":
             batch_tokens = automatic_batch_tokens(model, max_length)
         if batch_tokens < max_length:
-            raise ConfigError(f"batch_tokens: {batch_tokens} is below max_length={max_length}; one sequence must fit")
+            raise ConfigError(
+                f"batch_tokens: {batch_tokens} is below max_length={max_length}; one sequence must fit, raise the one "
+                "or lower the other"
+            )
         self.model, self.tokenizer = model, tokenizer
         self.max_length, self.batch_tokens, self.share_prefixes = max_length, batch_tokens, share_prefixes
         self.on_long, self.data_parallel = on_long, data_parallel

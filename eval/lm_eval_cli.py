@@ -5,6 +5,9 @@
 
 `hf` is lm-eval's backend for transformers, which loads what `hybridlm export` wrote, our own model type included.
 `hybridlm` scores a run folder with `HybridHarness`, as `hybridlm eval` does.
+
+The two agree, but for one habit of `hf`: in rolling log-likelihoods it puts BOS before a text that its tokenizer has
+begun with BOS already. Give it `add_bos_token=False` for such tasks.
 """
 
 import lm_eval.models  # noqa: F401  fills the registry, which lm-eval does only while it is empty

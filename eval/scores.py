@@ -81,8 +81,8 @@ class Scores:
     def table(self) -> Table:
         """One row per metric; the last column says what a reader should know before comparing."""
         table = Table()
-        table.add_column("task")
-        table.add_column("metric")
+        table.add_column("task", no_wrap=True)
+        table.add_column("metric", no_wrap=True)
         for column in ("value", "± stderr", "chance", "n"):
             table.add_column(column, justify="right")
         table.add_column("note")

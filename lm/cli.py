@@ -22,9 +22,10 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, e.
 
 
 @app.callback()
-def launched(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
+def launched(local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None) -> None:
     """Pretrain, score and run hybrid language models."""
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # the deepspeed launcher puts the flag before the verb
+    if local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))  # the deepspeed launcher puts the flag before the verb
 
 
 @app.command()
@@ -102,7 +103,9 @@ def evaluate(
     on_long: Annotated[
         Literal["truncate", "error"], typer.Option(help="longer inputs: truncate, counted in the table, or error")
     ] = "truncate",
-    batch_tokens: Annotated[str, typer.Option(help="padded tokens per forward, or auto: by free memory")] = "8192",
+    batch_tokens: Annotated[
+        str | None, typer.Option(help="padded tokens per forward, or auto: by free memory; default: the recipe's")
+    ] = None,
 ) -> None:
     """Score a run on a suite or tasks; the tables and RUN/eval/CHECKPOINT/*.json carry standard errors."""
     from ..tools.score import run_suite
@@ -319,10 +322,10 @@ def bench_kernels(
     report_kernels(op or [], targets.split(","), peer, dims, json_file, plot_file, _console())
 
 
-def _budget(text: str) -> int | Literal["auto"]:
+def _budget(text: str | None) -> int | Literal["auto"] | None:
     """The value of --batch-tokens."""
-    if text == "auto":
-        return "auto"
+    if text is None or text == "auto":
+        return text
     if not (text.isdecimal() and int(text)):
         raise typer.BadParameter(f"{text!r} is neither auto nor a whole number above 0", param_hint="--batch-tokens")
     return int(text)

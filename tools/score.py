@@ -26,7 +26,7 @@ def run_suite(
     tasks: list[str],
     *,
     limit: int | None = None,
-    batch_tokens: int | Literal["auto"] = 8192,
+    batch_tokens: int | Literal["auto"] | None = None,
     max_length: int | None = None,
     num_fewshot: int = 0,
     fewshot_seed: int | None = None,
@@ -36,11 +36,11 @@ def run_suite(
 ) -> None:
     """Measure the newest checkpoint: a suite, tasks by name, or both. Prints tables, keeps RUN/eval/{checkpoint}.
 
-    limit: documents per task. max_length: tokens per input, default the model's context. on_long: whether a context
-    that does not fit is cut on the left and counted, or an error. overrides: `eval.KEY=VALUE`, for this time. An
-    evaluation that was interrupted goes on where it stopped. Under torchrun the processes share the benchmarks'
-    requests; the first one does the rest. Raises ConfigError for unknown names, the nearest ones in it, before anything
-    is computed.
+    limit: documents per task. batch_tokens: padded tokens per forward, default the recipe's, or one input if that is
+    more. max_length: tokens per input, default the model's context. on_long: whether a context that does not fit is cut
+    on the left and counted, or an error. overrides: `eval.KEY=VALUE`, for this time. An evaluation that was interrupted
+    goes on where it stopped. Under torchrun the processes share the benchmarks' requests; the first one does the rest.
+    Raises ConfigError for unknown names, the nearest ones in it, before anything is computed.
     """
     from ..eval.catalogue import expand
     from ..eval.evaluation import evaluate
@@ -60,6 +60,8 @@ def run_suite(
     speaks = not together or dist.get_rank() == 0
     console = console if speaks else Console(quiet=True)
     newest = run.newest_checkpoint().name
+    length = max_length or run.recipe.model.context
+    budget = batch_tokens or max(run.recipe.eval.batch_tokens, length)
     if benchmarks := [name for name in names if name not in MEASUREMENTS]:
         expand(benchmarks)
         with stage(console, f"scoring {', '.join(benchmarks)}"):
@@ -67,12 +69,12 @@ def run_suite(
                 run.load_model(),
                 run.tokenizer(),
                 benchmarks,
-                max_length=max_length or run.recipe.model.context,
+                max_length=length,
                 cache=Path(run.recipe.data.cache).expanduser(),
                 limit=limit,
                 num_fewshot=num_fewshot,
                 fewshot_seed=fewshot_seed,
-                batch_tokens=batch_tokens,
+                batch_tokens=budget,
                 on_long=on_long,
                 responses=run.folder / "eval" / "responses",
                 data_parallel=together,
@@ -82,11 +84,11 @@ def run_suite(
         if speaks:
             scores.save(run.folder / "eval" / newest / "tasks.json")
         console.print(scores.table())
-    budget = run.recipe.eval.batch_tokens if batch_tokens == "auto" else batch_tokens
+    tokens = run.recipe.eval.batch_tokens if budget == "auto" else budget
     if "needles" in names and speaks:
-        run_needles(run, run.recipe.eval.needles or NeedlesConfig(), console, batch_tokens=budget)
+        run_needles(run, run.recipe.eval.needles or NeedlesConfig(), console, batch_tokens=tokens)
     if "positions" in names and speaks:
-        run_positions(run, run.recipe.eval.positions or PositionsConfig(), console, batch_tokens=budget)
+        run_positions(run, run.recipe.eval.positions or PositionsConfig(), console, batch_tokens=tokens)
 
 
 def task_scores(

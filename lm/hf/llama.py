@@ -248,7 +248,7 @@ def hf_config(model: "BaseModelConfig") -> dict[str, Any]:
     return config
 
 
-_INSTEAD = "export it as an hybridlm folder"
+_INSTEAD = "export it as a hybridlm folder"
 
 
 def _choose(model: "BaseModelConfig", layers: Sequence[AttentionConfig], windows: list[int | None]) -> str:

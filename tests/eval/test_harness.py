@@ -298,7 +298,10 @@ def test_mode_and_random_state_are_left_alone(model, tokenizer):
     ("how", "message"),
     [
         ({"max_length": 1}, "max_length: 1 leaves no room for a token beside BOS; use 2 or more"),
-        ({"batch_tokens": 32}, "batch_tokens: 32 is below max_length=64; one sequence must fit"),
+        (
+            {"batch_tokens": 32},
+            "batch_tokens: 32 is below max_length=64; one sequence must fit, raise the one or lower the other",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(attention_model, tokenizer, how, message):

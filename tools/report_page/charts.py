@@ -69,9 +69,11 @@ def loss_chart(curves: dict[str, dict[str, Points]], rates: dict[str, Points]) -
     return image[0]
 
 
-def line_chart(description: str, curves: dict[str, Points], xlabel: str, ylabel: str, *, log_x: bool = False) -> Markup:
+def line_chart(
+    description: str, curves: dict[str, Points], xlabel: str, ylabel: str, *, log_x: bool = False, width: float = 9
+) -> Markup:
     """One line per name."""
-    with chart(description, 9, 3.4) as (axes, image):
+    with chart(description, width, 0.38 * width) as (axes, image):
         for colour, (name, points) in zip(_cycle(COLOURS), curves.items(), strict=False):
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=name)
         if log_x:

@@ -61,7 +61,7 @@ def during_training(runs: list[RunView]) -> Section:
     for run in runs:
         for name, points in run.series("eval").items():
             curves[name][run.name] = points
-    images = [charts.line_chart(name, lines, "step", name) for name, lines in sorted(curves.items())]
+    images = [charts.line_chart(name, lines, "step", name, width=5) for name, lines in sorted(curves.items())]
     return Section("During training", [Part(charts=images)] if images else [])
 
 
