@@ -1,22 +1,21 @@
 """Perplexity by position in a long text: does context still help beyond the length that a model was trained at?"""
 
-import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, get_args
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from ..lm.data.files import write_atomically
 from ..lm.errors import ConfigError, DataError
 from ..lm.eval_config import Mode
 from ..lm.model.cache import Cache
 from ..lm.strict import nearest
 from .long_context import CHUNK, check_length, length_limit, nan_traced, run_chunks, target_scores
+from .saved import Saved
 from .scoring import inference
 
 if TYPE_CHECKING:
@@ -52,22 +51,18 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Positions:
+class Positions(Saved):
     """The curves of one model."""
+
+    kind: ClassVar[str] = "positions"
 
     curves: list[Curve]
     checkpoint: str = ""
 
-    def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all; missing folders are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"kind": "positions", **asdict(self)}, indent=1).encode())
-
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = cls.read(path)
         curves = [Curve(**{**c, "buckets": [Bucket(**b) for b in c["buckets"]]}) for c in content["curves"]]
         return cls(curves, content["checkpoint"])
 

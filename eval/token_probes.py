@@ -4,19 +4,18 @@ The task's id i becomes token vocab_size - task.vocab_size + i, behind BOS: the 
 places belong to special tokens and bytes. Among the task's tokens, the likeliest counts as the answer.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-from ..lm.data.files import write_atomically
 from ..lm.errors import ConfigError
+from .saved import Saved
 from .scoring import inference
 
 if TYPE_CHECKING:
@@ -38,22 +37,18 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class TokenProbes:
+class TokenProbes(Saved):
     """All slices of one model."""
+
+    kind: ClassVar[str] = "token_probes"
 
     slices: list[Probed]
     checkpoint: str = ""
 
-    def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all; missing folders are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"kind": "token_probes", **asdict(self)}, indent=1).encode())
-
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = cls.read(path)
         return cls([Probed(**one) for one in content["slices"]], content["checkpoint"])
 
     def values(self) -> dict[str, float]:

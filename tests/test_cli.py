@@ -1,5 +1,6 @@
 """The command line: what a user sees when all is well, and one line and a non-zero exit code when it is not."""
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,10 @@ from typer.testing import CliRunner
 from hybridlm.lm import cli
 
 runner = CliRunner()
-VERBS = ("fetch", "prepare", "train", "eval", "generate", "report", "recipes", "doctor", "bench")
+VERBS = (
+    *("fetch", "prepare", "train", "eval", "mqar", "convert", "export"),
+    *("generate", "report", "recipes", "doctor", "bench"),
+)
 
 
 def run_main(*args: str, monkeypatch, capsys) -> tuple[int, str]:
@@ -29,13 +33,35 @@ def test_help_lists_every_verb_and_imports_no_torch():
         assert verb in done.stdout
 
 
-@pytest.mark.parametrize(
-    "verb", ["fetch", "prepare", "train", "eval", "generate", "report", "recipes", "doctor", "bench"]
-)
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb):
     result = runner.invoke(cli.app, [verb, "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+def test_only_a_launcher_makes_this_one_of_several_processes(monkeypatch):
+    """A LOCAL_RANK by itself has other libraries look for the rest of a group that is not there."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv("LOCAL_RANK")
+    assert runner.invoke(cli.app, ["recipes", "study/mini", "--only", "hgrn-pure"]).exit_code == 0
+    assert "LOCAL_RANK" not in os.environ
+    assert runner.invoke(cli.app, ["--local_rank=1", "recipes", "study/mini", "--only", "hgrn-pure"]).exit_code == 0
+    assert os.environ["LOCAL_RANK"] == "1"
+
+
+def test_capacity_is_a_table():
+    result = runner.invoke(
+        cli.app, ["bench", "capacity", "--key-dim", "8", "--labels", "4", "--trials", "2"], env={"COLUMNS": "200"}
+    )
+    assert result.exit_code == 0, result.output
+    assert "delta rule" in result.output and "least squares" in result.output
+
+
+def test_a_batch_budget_is_auto_or_a_number(tmp_path):
+    result = runner.invoke(cli.app, ["eval", str(tmp_path), "--batch-tokens", "many"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "'many' is neither auto nor a whole number above 0" in " ".join(result.output.split())
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(tiny_recipe):

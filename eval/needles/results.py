@@ -1,17 +1,16 @@
 """Results of needles: a file to keep, a table to read, a heat map to look at."""
 
-import json
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from rich.table import Table
 
-from ...lm.data.files import write_atomically
+from ..saved import Saved
 
 if TYPE_CHECKING:
     from .prompts import Prompt
@@ -71,8 +70,10 @@ class Total:
 
 
 @dataclass(frozen=True)
-class Needles:
+class Needles(Saved):
     """Everything measured on one model. fingerprint: of what was asked; other fingerprints ask other questions."""
+
+    kind: ClassVar[str] = "needles"
 
     cells: list[Cell]
     summary: list[Total]
@@ -80,17 +81,10 @@ class Needles:
     fingerprint: str
     checkpoint: str = ""
 
-    def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all; missing folders are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"kind": "needles", **asdict(self)}, indent=1).encode())
-
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        del content["kind"]
+        content = cls.read(path)
         cells = [Cell(**cell) for cell in content.pop("cells")]
         return cls(cells, [Total(**total) for total in content.pop("summary")], **content)
 

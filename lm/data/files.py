@@ -28,3 +28,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with atomic(path) as file:
         file.write(content)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

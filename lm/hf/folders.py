@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..data.files import flush
 from ..errors import ConfigError
 
 
@@ -29,18 +30,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield partial
         for entry in (*partial.rglob("*"), partial):
             entry.chmod(0o755 if entry.is_dir() else 0o644)  # temporary files and folders are for the owner's eyes only
-            _flush(entry)
+            flush(entry)
         check_free(path)  # it may have come into being meanwhile
         os.replace(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import CheckpointConfig
+from ..data.files import flush
 from ..errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -113,11 +114,11 @@ class Checkpoints:
             save_file(optimizer, partial / "optimizer.safetensors", metadata={"format": "pt"})
             (partial / "state.json").write_text(state, encoding="utf-8")
             for file in (*partial.iterdir(), partial):
-                _flush(file)
+                flush(file)
             if target.exists():
                 self._remove(target)
             partial.rename(target)
-            _flush(self.folder)
+            flush(self.folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -151,15 +152,6 @@ def _steps(folder: Path) -> dict[int, Path]:
 
 def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}{PARTIAL}")
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _free(folder: Path) -> int:
