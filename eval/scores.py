@@ -12,7 +12,6 @@ from typing import Any, Self
 from rich.table import Table
 
 from ..lm.data.files import write_atomically
-from ..lm.errors import ConfigError
 from .gold import bits_per_byte
 
 
@@ -96,29 +95,6 @@ class Scores:
 def _note(score: Score) -> str:
     counts = {"contexts cut": score.truncated, "answers tokenised apart": score.apart, "ties": score.ties}
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-
-
-def compare(scores_a: Scores, scores_b: Scores) -> list[tuple[Score, Score]]:
-    """Pairs of the metrics that both have, in the first one's order.
-
-    Raises ConfigError where the two asked different questions under one name: another prompt, data set or number of
-    documents. Such figures do not belong in one table.
-    """
-    theirs = {(score.task, score.metric): score for score in scores_b.scores}
-    pairs = [
-        (score, theirs[score.task, score.metric]) for score in scores_a.scores if (score.task, score.metric) in theirs
-    ]
-    for a, b in pairs:
-        if a.task_hash != b.task_hash:
-            raise ConfigError(
-                f"task {a.task!r}: its questions or prompts differ (hash {a.task_hash} against {b.task_hash}), so the "
-                "scores cannot be compared; score both runs again with the same version and options"
-            )
-        if a.n != b.n:
-            raise ConfigError(
-                f"task {a.task!r}: scored on {a.n} and on {b.n} documents; score both runs with the same limit"
-            )
-    return pairs
 
 
 def group_mean(group: str, scores: list[Score]) -> list[Score]:

@@ -163,6 +163,14 @@ def test_a_task_that_was_not_the_same_is_not_compared(page):
     assert page.row("sciq (new)")[3:5] == ["-", "0.1000 ±0.0100"]
 
 
+def test_scores_on_other_numbers_of_documents_are_not_compared(tmp_path):
+    score = {"task": "piqa", "value": 0.7, "stderr": 0.02, "task_hash": "a"}
+    runs = [make_run(tmp_path / "all", [score]), make_run(tmp_path / "some", [score | {"n": 10}])]
+    page = Page(write_page(runs, tmp_path / "page.html"))
+    assert page.row("piqa", "acc", "100")[1:3] == ["0.7000 ±0.0200", "-"]
+    assert page.row("piqa", "acc", "10")[1:3] == ["-", "0.7000 ±0.0200"]
+
+
 def test_needles_positions_and_in_loop_scores_are_drawn(page):
     drawn = [alternative for alternative, _ in page.images]
     assert drawn.count("single_1: score by depth and length") == 2

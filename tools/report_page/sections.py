@@ -66,16 +66,16 @@ def during_training(runs: list[RunView]) -> Section:
 
 
 def benchmarks(runs: list[RunView]) -> Section:
-    """lm-eval scores with standard errors; a task that differs between runs stands in rows of its own."""
-    found: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    """lm-eval scores with standard errors; a task that differs between runs, or its limit, has rows of its own."""
+    found: dict[tuple[str, str, str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
     for i, run in enumerate(runs):
         for score in run.evaluations.get("tasks", {}).get("scores", ()):
-            found[score["task"], score["metric"], score["task_hash"]][i] = score
+            found[score["task"], score["metric"], score["task_hash"], score["n"]][i] = score
     versions: dict[str, set[str]] = defaultdict(set)
-    for task, _metric, task_hash in found:
+    for task, _metric, task_hash, _n in found:
         versions[task].add(task_hash)
     rows = []
-    for (task, metric, task_hash), by_run in found.items():
+    for (task, metric, task_hash, n), by_run in found.items():
         values = [by_run[i]["value"] if i in by_run else None for i in range(len(runs))]
         errors = [by_run[i]["stderr"] if i in by_run else None for i in range(len(runs))]
         best = _best(values, higher=not any(word in metric for word in LOWER_IS_BETTER), errors=errors)
@@ -83,7 +83,7 @@ def benchmarks(runs: list[RunView]) -> Section:
         any_score = next(iter(by_run.values()))
         chance = "-" if any_score["chance"] is None else f"{any_score['chance']:.3f}"
         name = task if len(versions[task]) == 1 else f"{task} ({task_hash})"
-        head = [Cell(name, style="text"), Cell(metric, style="text"), Cell(f"{any_score['n']:,}"), Cell(chance)]
+        head = [Cell(name, style="text"), Cell(metric, style="text"), Cell(f"{n:,}"), Cell(chance)]
         rows.append([*head, *cells, Cell(_remarks(by_run), style="text")])
     header = ["task", "metric", "n", "chance"]
     parts = [_by_run(runs, header, rows, after=["remarks"])] if rows else []
