@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hybridlm.lm.errors import ConfigError
-from hybridlm.tools.report_page.charts import heat_map
+from hybridlm.tools.report_page.charts import COLOURS, heat_map
 from hybridlm.tools.report_page.collect import collect
 from hybridlm.tools.report_page.page import write_page
 
@@ -30,8 +30,8 @@ def make_run(folder: Path, scores: list[dict], bits: float = 2.0, name: str = "t
         for s in (1, 2, 3, 4)
     ]
     valid = {"kind": "valid/held", "step": 4, "time": 0, "held/loss": 1.5, "held/bits_per_byte": bits}
-    loop = {"kind": "eval/tasks", "step": 2, "time": 0, "tasks/piqa/acc": 0.5}
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*train, valid, loop]))
+    loop = [{"kind": "eval/tasks", "step": step, "time": 0, "tasks/piqa/acc": 0.5} for step in (2, 4)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*train, valid, *loop]))
     (evaluations / "tasks.json").write_text(
         json.dumps({"kind": "tasks", "checkpoint": "step-000004", "scores": [{**SCORE, **s} for s in scores]})
     )
@@ -195,6 +195,15 @@ def test_needles_that_were_not_written_show_what_was_foretold(tmp_path):
     page = Page(write_page([run], tmp_path / "page.html"))
     assert page.row("run", "vt", "64") == ["-", "0.5000", "8"]
     assert "tokens of the answer foretold" in (tmp_path / "page.html").read_text()
+
+
+def test_a_run_has_one_colour_everywhere(tmp_path):
+    first, second = (make_run(tmp_path / name, []) for name in ("first", "second"))
+    (first / "metrics.jsonl").unlink()  # an imported model
+    page = write_page([first, second], tmp_path / "page.html")
+    (loss,) = [svg for name, svg in Page(page).images if name == "loss against tokens"]
+    assert COLOURS[1].encode() in loss and COLOURS[0].encode() not in loss
+    assert re.search(rf"{COLOURS[1]}\"></span>second", page.read_text())
 
 
 def test_a_sweep_shows_each_variant_at_its_best_rate(page):

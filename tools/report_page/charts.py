@@ -75,6 +75,8 @@ def line_chart(
     """One line per name."""
     with chart(description, width, 0.38 * width) as (axes, image):
         for colour, (name, points) in zip(_cycle(COLOURS), curves.items(), strict=False):
+            if not points:
+                continue
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=name)
         if log_x:
             axes.set_xscale("log", base=2)

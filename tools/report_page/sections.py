@@ -27,16 +27,14 @@ def losses(runs: list[RunView]) -> Section:
     curves: dict[str, dict[str, charts.Points]] = {}
     rates: dict[str, charts.Points] = {}
     for run in runs:
-        steps = run.of_kind("train")
-        if not steps:
-            continue
+        steps = run.of_kind("train")  # a run without any keeps its place, and so the others their colours
         curves[run.name] = {"train": [(r["tokens"] / 1e6, r["loss"]) for r in steps]}
         rates[run.name] = [(r["tokens"] / 1e6, r["lr"]) for r in steps]
         for name, points in run.series("valid").items():
             if name.endswith("/loss"):
                 at = [(step * run.tokens_per_step / 1e6, value) for step, value in points]
                 curves[run.name][name.removesuffix("/loss")] = at
-    parts = [Part(charts=[charts.loss_chart(curves, rates)])] if curves else []
+    parts = [Part(charts=[charts.loss_chart(curves, rates)])] if any(rates.values()) else []
     return Section("Loss", parts, "Thin: each step. Thick: its moving average. Markers: validation sets.")
 
 
@@ -61,7 +59,9 @@ def during_training(runs: list[RunView]) -> Section:
     for run in runs:
         for name, points in run.series("eval").items():
             curves[name][run.name] = points
-    images = [charts.line_chart(name, lines, "step", name, width=5) for name, lines in sorted(curves.items())]
+    several = {name: lines for name, lines in curves.items() if any(len(points) > 1 for points in lines.values())}
+    placed = {name: {run.name: lines.get(run.name, []) for run in runs} for name, lines in sorted(several.items())}
+    images = [charts.line_chart(name, lines, "step", name, width=5) for name, lines in placed.items()]
     return Section("During training", [Part(charts=images)] if images else [])
 
 
