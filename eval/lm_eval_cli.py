@@ -11,7 +11,6 @@ begun with BOS already. Give it `add_bos_token=False` for such tasks.
 """
 
 import lm_eval.models  # noqa: F401  fills the registry, which lm-eval does only while it is empty
-import torch
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 
@@ -43,7 +42,7 @@ class RunHarness(HybridHarness):
         opened = Run(run)
         length = max_length or opened.recipe.model.context
         super().__init__(
-            opened.load_model(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+            opened.load_model(device),
             opened.tokenizer(),
             max_length=length,
             batch_tokens="auto" if batch_size == "auto" else max(BATCH_TOKENS, int(batch_size) * length),

@@ -99,8 +99,7 @@ def score_windows(
 
     A forward holds at most `batch_tokens` tokens: rows padded to the longest, with what their states have seen, which
     count for no less than they take (`memory.state_tokens`). Each of the tree's DEPTH levels keeps the states of one
-    batch at most. share_prefixes=False runs every window by itself, to measure
-    what sharing saves. Raises NaNScore.
+    batch at most. share_prefixes=False runs every window by itself, to measure what sharing saves. Raises NaNScore.
     """
     inputs = [window.inputs for window in windows]
     forest = grow(inputs) if share_prefixes else separate(inputs)

@@ -58,6 +58,11 @@ def test_capacity_is_a_table():
     assert "delta rule" in result.output and "least squares" in result.output
 
 
+def test_an_impossible_decay_is_one_line(monkeypatch, capsys):
+    code, message = run_main("bench", "capacity", "--decay", "2", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, message) == (1, "hybridlm: decay: 2 is not in (0, 1); use 0.99, for example\n")
+
+
 def test_a_batch_budget_is_auto_or_a_number(tmp_path):
     result = runner.invoke(cli.app, ["eval", str(tmp_path), "--batch-tokens", "many"], env={"COLUMNS": "200"})
     assert result.exit_code == 2

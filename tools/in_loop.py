@@ -9,11 +9,11 @@ from rich.console import Console
 
 from ..lm.config import Recipe
 from ..lm.console import stage
-from ..lm.eval_config import NeedlesConfig, PositionsConfig
 from ..lm.model import HybridLM
 from ..lm.run import Run
 from ..lm.train.loop import Hook
 from ..lm.train.telemetry import log_measured
+from .long import draw, long_measurement
 
 if TYPE_CHECKING:
     from ..lm.data.tokenizer import Tokenizer
@@ -37,11 +37,19 @@ class Measurement:
 
     def __call__(self, model: HybridLM, step: int) -> dict[str, float]:
         """What the training loop calls: the numbers to log."""
-        return self.measured(model, step).values()
+        return self.measured(model, f"step-{step:06d}").values()
 
-    def measured(self, model: HybridLM, step: int) -> Result:
+    def shown(self, model: HybridLM, checkpoint: str, console: Console) -> Result:
+        """Measure, keep the file and the plot, and print the table."""
+        with stage(console, f"measuring {self.name}"):
+            result = self.measured(model, checkpoint)
+        console.print(result.table())
+        if plot := draw(result, self.folder / checkpoint):
+            console.print(f"plot: {plot}", highlight=False, soft_wrap=True)
+        return result
+
+    def measured(self, model: HybridLM, checkpoint: str) -> Result:
         """Measure and keep the file."""
-        checkpoint = f"step-{step:06d}"
         result = self.measure(model, checkpoint)
         result.save(self.folder / checkpoint / f"{self.name}.json")
         return result
@@ -52,20 +60,15 @@ def measurements(recipe: Recipe, tokenizer: "Tokenizer", run: Run) -> list[Measu
 
     Raises ConfigError.
     """
-    from .long import needles_of, positions_of
-
     evals = recipe.eval
-    names = [*evals.tasks, *_of_suites(evals.suites)]
-    tasks = [name for name in dict.fromkeys(names) if name not in ("needles", "positions")]
-    needles = evals.needles or (NeedlesConfig() if "needles" in names else None)
-    positions = evals.positions or (PositionsConfig() if "positions" in names else None)
+    long = {"needles": evals.needles, "positions": evals.positions}
+    names = [*evals.tasks, *_of_suites(evals.suites), *(name for name, config in long.items() if config)]
+    tasks = [name for name in dict.fromkeys(names) if name not in long]
     found: list[tuple[str, Callable[[HybridLM, str], Result]]] = []
     if tasks:
         found.append(("tasks", _tasks(recipe, tokenizer, tasks)))
-    if needles:
-        found.append(("needles", lambda m, at: needles_of(m, tokenizer, recipe, needles, at, evals.batch_tokens)))
-    if positions:
-        found.append(("positions", lambda m, at: positions_of(m, tokenizer, recipe, positions, at, evals.batch_tokens)))
+    for name in (name for name in long if name in names):
+        found.append((name, long_measurement(name, recipe, tokenizer, evals.batch_tokens)))
     if evals.probes:
         found.append(("token_probes", _probes(recipe, tokenizer)))
     return [Measurement(name, measure, run.folder / "eval") for name, measure in found]
@@ -77,15 +80,13 @@ def hooks(recipe: Recipe, asked: Sequence[Measurement]) -> list[Hook]:
 
 
 def measure_newest(run: Run, asked: Sequence[Measurement], console: Console) -> None:
-    """Measure the newest checkpoint, print the tables, and log the numbers as the loop does."""
+    """Measure the newest checkpoint, print what came out, and log the numbers as the loop does."""
     if not asked:
         return
-    model, step = run.load_model(), int(run.newest_checkpoint().name.removeprefix("step-"))
+    model, checkpoint = run.load_model(), run.newest_checkpoint().name
     for one in asked:
-        with stage(console, f"measuring {one.name}"):
-            result = one.measured(model, step)
-        console.print(result.table())
-        log_measured(run, step, one.name, result.values())
+        result = one.shown(model, checkpoint, console)
+        log_measured(run, int(checkpoint.removeprefix("step-")), one.name, result.values())
 
 
 def _of_suites(suites: Sequence[str]) -> list[str]:

@@ -1,13 +1,11 @@
 """How a run does on long inputs: needles by length and depth, perplexity by position."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from ..lm.config import Recipe
-from ..lm.console import stage
 from ..lm.eval_config import NeedlesConfig, PositionsConfig
-from ..lm.run import Run
 
 if TYPE_CHECKING:
     from ..eval.needles import Needles
@@ -16,33 +14,28 @@ if TYPE_CHECKING:
     from ..lm.model import HybridLM
 
 
-def run_needles(run: Run, config: NeedlesConfig, console: Console, *, batch_tokens: int = 8192) -> "Needles":
-    """Needles in the newest checkpoint: prints the table, keeps RUN/eval/{checkpoint}/needles.json and .png."""
-    from ..eval.needles import plot_heat_map
-
-    folder = run.folder / "eval" / run.newest_checkpoint().name
-    with stage(console, f"needles: {', '.join(config.tasks)}"):
-        needles = needles_of(run.load_model(), run.tokenizer(), run.recipe, config, folder.name, batch_tokens)
-    needles.save(folder / "needles.json")
-    console.print(needles.table())
-    if any(cell.depth is not None for cell in needles.cells):
-        metric = "score" if config.generate else "answer_accuracy"
-        plot = plot_heat_map(needles, folder / "needles.png", metric)
-        console.print(f"heat map: {plot}", highlight=False, soft_wrap=True)
-    return needles
+def long_measurement(
+    name: str, recipe: Recipe, tokenizer: "Tokenizer", batch_tokens: int
+) -> "Callable[[HybridLM, str], Needles | Positions]":
+    """`needles` or `positions` of a model and its checkpoint's name, as the recipe describes them or by default."""
+    if name == "needles":
+        needles = recipe.eval.needles or NeedlesConfig()
+        return lambda model, checkpoint: needles_of(model, tokenizer, recipe, needles, checkpoint, batch_tokens)
+    positions = recipe.eval.positions or PositionsConfig()
+    return lambda model, checkpoint: positions_of(model, tokenizer, recipe, positions, checkpoint, batch_tokens)
 
 
-def run_positions(run: Run, config: PositionsConfig, console: Console, *, batch_tokens: int = 8192) -> "Positions":
-    """Perplexity by position of the newest checkpoint: prints it, keeps RUN/eval/{checkpoint}/positions.json, .png."""
-    from ..eval.positions import plot_positions
+def draw(result: object, folder: Path) -> Path | None:
+    """The plot of needles with depths, or of positions, beside their file; None for what has none."""
+    from ..eval.needles import Needles, plot_heat_map
+    from ..eval.positions import Positions, plot_positions
 
-    folder = run.folder / "eval" / run.newest_checkpoint().name
-    with stage(console, f"perplexity by position in {config.text}"):
-        positions = positions_of(run.load_model(), run.tokenizer(), run.recipe, config, folder.name, batch_tokens)
-    positions.save(folder / "positions.json")
-    console.print(positions.table())
-    console.print(f"plot: {plot_positions(positions, folder / 'positions.png')}", highlight=False, soft_wrap=True)
-    return positions
+    if isinstance(result, Positions):
+        return plot_positions(result, folder / "positions.png")
+    if isinstance(result, Needles) and any(cell.depth is not None for cell in result.cells):
+        written = all(cell.score is not None for cell in result.cells)
+        return plot_heat_map(result, folder / "needles.png", "score" if written else "answer_accuracy")
+    return None
 
 
 def needles_of(

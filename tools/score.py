@@ -11,10 +11,11 @@ from ..lm.config import Recipe
 from ..lm.console import stage
 from ..lm.data.tokenizer import Tokenizer
 from ..lm.errors import ConfigError
-from ..lm.eval_config import NeedlesConfig, PositionsConfig
 from ..lm.model import HybridLM
 from ..lm.run import Run
 from ..lm.train.distributed import start_process_group
+from .in_loop import Measurement
+from .long import long_measurement
 
 if TYPE_CHECKING:
     from ..eval.scores import Scores
@@ -45,7 +46,6 @@ def run_suite(
     from ..eval.catalogue import expand
     from ..eval.evaluation import evaluate
     from ..eval.suites import MEASUREMENTS, measurements
-    from .long import run_needles, run_positions
 
     run = Run(run_folder)
     if other := [override for override in overrides if not override.startswith("eval.")]:
@@ -59,22 +59,24 @@ def run_suite(
         start_process_group()
     speaks = not together or dist.get_rank() == 0
     console = console if speaks else Console(quiet=True)
-    newest = run.newest_checkpoint().name
-    length = max_length or run.recipe.model.context
-    budget = batch_tokens or max(run.recipe.eval.batch_tokens, length)
-    if benchmarks := [name for name in names if name not in MEASUREMENTS]:
+    benchmarks = [name for name in names if name not in MEASUREMENTS]
+    if benchmarks:
         expand(benchmarks)
+    model, tokenizer, newest = run.load_model(), run.tokenizer(), run.newest_checkpoint().name
+    length = max_length or run.recipe.model.context
+    least = max(run.recipe.eval.batch_tokens, length)
+    if benchmarks:
         with stage(console, f"scoring {', '.join(benchmarks)}"):
             scores = evaluate(
-                run.load_model(),
-                run.tokenizer(),
+                model,
+                tokenizer,
                 benchmarks,
                 max_length=length,
                 cache=Path(run.recipe.data.cache).expanduser(),
                 limit=limit,
                 num_fewshot=num_fewshot,
                 fewshot_seed=fewshot_seed,
-                batch_tokens=budget,
+                batch_tokens=batch_tokens or least,
                 on_long=on_long,
                 responses=run.folder / "eval" / "responses",
                 data_parallel=together,
@@ -84,11 +86,10 @@ def run_suite(
         if speaks:
             scores.save(run.folder / "eval" / newest / "tasks.json")
         console.print(scores.table())
-    tokens = run.recipe.eval.batch_tokens if budget == "auto" else budget
-    if "needles" in names and speaks:
-        run_needles(run, run.recipe.eval.needles or NeedlesConfig(), console, batch_tokens=tokens)
-    if "positions" in names and speaks:
-        run_positions(run, run.recipe.eval.positions or PositionsConfig(), console, batch_tokens=tokens)
+    tokens = batch_tokens if isinstance(batch_tokens, int) else least
+    for name in (name for name in MEASUREMENTS if name in names and speaks):
+        measure = long_measurement(name, run.recipe, tokenizer, tokens)
+        Measurement(name, measure, run.folder / "eval").shown(model, newest, console)
 
 
 def task_scores(
@@ -102,7 +103,7 @@ def task_scores(
         tokenizer,
         tasks,
         limit=limit,
-        batch_tokens=recipe.eval.batch_tokens,
+        batch_tokens=max(recipe.eval.batch_tokens, recipe.model.context),  # one input has to fit
         max_length=recipe.model.context,
         cache=Path(recipe.data.cache).expanduser(),
         seed=recipe.seed,

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...kernels.gated_delta import gated_delta_rule
 from ...kernels.gated_linear_attention import gated_linear_attention
 from ...kernels.softmax_attention import masked_attention
+from ...lm.errors import ConfigError
 from .drawing import generator
 
 LOADS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
@@ -162,12 +163,12 @@ def capacity(
 ) -> Capacity:
     """Measure every operator at `loads` pairs per dimension of the key, and look for the most pairs it holds.
 
-    decay: of the gated operators, per write. Raises ValueError on loads or a decay that make no sense.
+    decay: of the gated operators, per write. Raises ConfigError on loads or a decay that make no sense.
     """
     if not loads or min(loads) <= 0:
-        raise ValueError(f"loads: {list(loads)}; give at least one, all positive, e.g. 0.5 1 2")
+        raise ConfigError(f"loads: {list(loads)}; give at least one, all positive, e.g. 0.5 1 2")
     if not 0 < decay < 1:
-        raise ValueError(f"decay: {decay:g} is not in (0, 1); use 0.99, for example")
+        raise ConfigError(f"decay: {decay:g} is not in (0, 1); use 0.99, for example")
     operators: dict[str, Operator] = {
         "linear attention": linear_attention,
         f"linear attention, decay {decay:g}": partial(linear_attention, decay=decay),

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from hybridlm.eval.scores import Scores
 from hybridlm.eval.suites import SUITES
+from hybridlm.eval.token_probes import TokenProbes
 from hybridlm.lm import Recipe
 from hybridlm.lm.errors import ConfigError
 from hybridlm.lm.run import Run
@@ -79,18 +80,27 @@ def test_nothing_asked_and_wrong_names_are_refused_before_the_model_is_read(run_
 
 
 def test_long_suite_measures_needles_and_positions(run_folder, monkeypatch):
-    called = []
-    monkeypatch.setattr("hybridlm.tools.long.run_needles", lambda run, *_, **__: called.append("needles"))
-    monkeypatch.setattr("hybridlm.tools.long.run_positions", lambda run, *_, **__: called.append("positions"))
+    monkeypatch.setattr("hybridlm.tools.long.needles_of", lambda *_: TokenProbes([], "needles"))
+    monkeypatch.setattr("hybridlm.tools.long.positions_of", lambda *_: TokenProbes([], "positions"))
+    loaded = []
+    load_model = Run.load_model
+    monkeypatch.setattr(Run, "load_model", lambda self: loaded.append(1) or load_model(self))
     run_suite(run_folder, "long", [], console=quiet())
-    assert called == ["needles", "positions"]
+    for kind in ("needles", "positions"):
+        assert TokenProbes.load(run_folder / "eval" / "step-000007" / f"{kind}.json").checkpoint == kind
+    assert len(loaded) == 1
 
 
 def test_settings_of_the_recipe_can_be_others_for_once(run_folder, monkeypatch):
     seen = []
-    monkeypatch.setattr("hybridlm.tools.long.run_needles", lambda run, config, *_, **__: seen.append(config.lengths))
+
+    def needles_of(_model, _tokenizer, _recipe, config, _checkpoint, batch_tokens):
+        seen.append((config.lengths, batch_tokens))
+        return TokenProbes([])
+
+    monkeypatch.setattr("hybridlm.tools.long.needles_of", needles_of)
     run_suite(run_folder, None, ["needles"], overrides=["eval.needles={lengths: [64, 96]}"], console=quiet())
-    assert seen == [[64, 96]]
+    assert seen == [([64, 96], 8192)]
     assert Recipe.load(run_folder / "recipe.yaml").eval.needles is None
     with pytest.raises(ConfigError, match=r"^override 'model.d_model=8': a finished run has only eval settings"):
         run_suite(run_folder, None, ["needles"], overrides=["model.d_model=8"], console=quiet())

@@ -9,13 +9,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hybridlm.eval.needles import Needles
+from hybridlm.eval.positions import Positions
 from hybridlm.lm.config import Recipe
 from hybridlm.lm.errors import ConfigError
-from hybridlm.lm.eval_config import NeedlesConfig, PositionsConfig
 from hybridlm.lm.run import Run
 from hybridlm.tools.in_loop import hooks, measurements
-from hybridlm.tools.long import run_needles, run_positions
 from hybridlm.tools.pretrain import pretrain
+from hybridlm.tools.score import run_suite
 
 PROBE = "{task: mqar, vocab_size: 64, length: 32, n_pairs: 2, examples: 8}"
 
@@ -86,11 +87,11 @@ def test_from_the_command_line_a_run_is_measured_at_its_newest_checkpoint(tiny_r
     assert not (run.folder / "eval").exists()
     out, book = io.StringIO(), str(tmp_path / "book.txt")
     console = Console(file=out, width=200)
-    config = NeedlesConfig(tasks=["single_2"], lengths=[500], depths=[0.0, 1.0], haystack=book, generate=False)
-    needles = run_needles(run, config, console)
-    positions = run_positions(run, PositionsConfig(text=book), console)
+    asked = f"eval.needles={{tasks: [single_2], lengths: [500], depths: [0.0, 1.0], haystack: {book}, generate: false}}"
+    run_suite(run.folder, "long", [], overrides=[asked, f"eval.positions={{text: {book}}}"], console=console)
     folder = run.folder / "eval" / "step-000008"
     assert {p.name for p in folder.iterdir()} == {"needles.json", "needles.png", "positions.json", "positions.png"}
+    needles, positions = Needles.load(folder / "needles.json"), Positions.load(folder / "positions.json")
     assert needles.summary[0].n == needles.summary[0].beyond == 2
     assert {curve.mode for curve in positions.curves} == {"whole", "sliding", "reset", "carry"}
     assert all(curve.tokens == 4 * 8 * 64 for curve in positions.curves)
