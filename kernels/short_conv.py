@@ -120,10 +120,11 @@ def _weight_grad(x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
     """sum over t of dy_t * x_{t+i}, in float32 at least."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     grad = weight.new_zeros(weight.shape[1], weight.shape[0], dtype=dtype)
-    for n in range(len(x)):
+    together = max(1, BLOCK // max(1, dy.shape[1]))  # short sequences share a block
+    for xs, dys in zip(x.split(together), dy.split(together), strict=True):
         for start in range(0, dy.shape[1], BLOCK):
-            rows = dy[n, start : start + BLOCK].to(dtype)
-            seen = x[n, start : start + len(rows) + len(grad) - 1].to(dtype)
+            rows = dys[:, start : start + BLOCK].to(dtype)
+            seen = xs[:, start : start + rows.shape[1] + len(grad) - 1].to(dtype)
             for i in range(len(grad)):
-                grad[i] += (rows * seen[i : i + len(rows)]).sum(0)
+                grad[i] += (rows * seen[:, i : i + rows.shape[1]]).sum((0, 1))
     return grad.t().to(weight.dtype)
