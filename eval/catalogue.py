@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
-from ..lm.errors import ConfigError
+from ..lm.errors import ConfigError, DataError
 from .recall.entries import ENTRIES as RECALL
 from .tasks.entry import Entry, Options
 from .tasks.stock import ENTRIES as STOCK
@@ -49,7 +49,14 @@ def build(names: Iterable[str], options: Options) -> dict[str, ConfigurableTask]
     """The lm-eval tasks that `names` stand for. Raises ConfigError for an unknown name, DataError for missing files."""
     if options.num_fewshot < 0:
         raise ConfigError(f"num_fewshot: {options.num_fewshot} is below 0; use 0 for no solved questions")
-    return {name: CATALOGUE[name].build(name, options) for name in expand(names)}
+    return {name: _build(name, options) for name in expand(names)}
+
+
+def _build(name: str, options: Options) -> ConfigurableTask:
+    try:
+        return CATALOGUE[name].build(name, options)
+    except DataError as error:
+        raise DataError(f"task {name!r}: {error}") from None
 
 
 def content_hash(task: Any) -> str:

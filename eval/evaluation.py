@@ -1,30 +1,93 @@
-"""`evaluate`: scores a model on benchmarks of the catalogue, without a network or a hub."""
+"""Scores of a model on benchmarks of the catalogue, without a network or a hub."""
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 from unittest import mock
 
 import lm_eval.api.task
 import numpy as np
 import torch
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as run_tasks
 from tqdm import tqdm
 
 from ..lm.errors import ConfigError
 from ..lm.model import HybridLM
-from .catalogue import GROUPS, Options, build, content_hash, expand
+from .catalogue import GROUPS, Options, build, content_hash
 from .harness import HybridHarness
 from .response_cache import fingerprint
 from .scores import Score, Scores, collect, group_mean
+from .scoring import TargetScore
 
 if TYPE_CHECKING:
     from ..lm.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Tasks with all their questions, built once and put to any number of models. names: tasks and groups, as asked."""
+
+    names: list[str]
+    tasks: dict[str, ConfigurableTask]
+    options: Options
+    limit: int | None = None
+
+    @classmethod
+    def build(cls, names: list[str], options: Options, limit: int | None = None) -> Self:
+        """The catalogue's tasks, their files looked for in `options.cache`. limit: the first documents of each only.
+
+        Raises ConfigError for no or an unknown task and for numbers out of range, DataError for missing files.
+        """
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit: {limit} scores nothing; use 1 or more, or None for all documents")
+        with _quiet(), _random_state_kept():
+            return cls(names, build(names, options), options, limit)
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Of each task's configuration and questions."""
+        return {name: content_hash(task) for name, task in self.tasks.items()}
+
+    def score(self, harness: HybridHarness, checkpoint: str = "") -> Scores:
+        """The scores of the harness's model, the same at every call. checkpoint: a name for its weights."""
+        results = self._run(harness, bootstrap_iters=1000)
+        rows = collect(results, self.tasks, self.hashes)
+        scores = [Score(truncated=harness.truncated[r["task"]], apart=harness.apart[r["task"]], **r) for r in rows]
+        for group in (name for name in self.names if name in GROUPS):
+            scores += group_mean(group, [score for score in scores if score.task in GROUPS[group]])
+        identity = fingerprint(harness.model, harness.tokenizer)
+        return Scores(scores, checkpoint, harness.max_length, self.limit, identity)
+
+    def rehearse(self, model: HybridLM, max_length: int) -> None:
+        """Everything that `score` does but running the model, which may be one without weights, on the meta device.
+
+        Raises what scoring models of this kind would: prompts that leave no room, metrics whose package is missing.
+        """
+        rehearsal = Rehearsal(model, self.options.tokenizer, max_length=max_length, batch_tokens=max_length)
+        self._run(rehearsal, bootstrap_iters=0)
+
+    def _run(self, harness: HybridHarness, bootstrap_iters: int) -> Any:
+        with _quiet(harness.verbose), _random_state_kept():
+            for task in self.tasks.values():
+                if self.options.fewshot_seed is not None:
+                    task.set_fewshot_seed(self.options.fewshot_seed)  # its generator goes on from call to call
+            # not simple_evaluate: it reseeds every global generator and describes the machine by running programs
+            loaded: Any = {"tasks": self.tasks, "groups": {}, "group_map": {}}
+            return run_tasks(harness, loaded, limit=self.limit, bootstrap_iters=bootstrap_iters)
+
+
+class Rehearsal(HybridHarness):
+    """Encodes every request and holds it to the limits as HybridHarness does; computes nothing: one answer to all."""
+
+    def _answers(self, keys: Sequence[tuple[Any, ...]], *_: Any) -> dict[int, Any]:
+        return {i: "" if kind == "generate" else TargetScore(-1.0, False) for i, (kind, *_) in enumerate(keys)}
 
 
 def evaluate(
@@ -53,9 +116,8 @@ def evaluate(
     HybridHarness. Raises ConfigError for no or an unknown task and for numbers out of range, DataError for missing
     files.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit: {limit} scores nothing; use 1 or more, or None for all documents")
-    expand(tasks)
+    options = Options(Path(cache).expanduser(), tokenizer, num_fewshot, fewshot_seed)
+    benchmarks = Benchmarks.build(tasks, options, limit)
     harness = HybridHarness(
         model,
         tokenizer,
@@ -67,17 +129,7 @@ def evaluate(
         seed=seed,
         verbose=verbose,
     )
-    options = Options(Path(cache).expanduser(), tokenizer, num_fewshot, fewshot_seed)
-    with _quiet(verbose), _random_state_kept():
-        built = build(tasks, options)
-        # not simple_evaluate: it reseeds every global generator and describes the machine by running programs
-        loaded: Any = {"tasks": built, "groups": {}, "group_map": {}}
-        results: Any = run_tasks(harness, loaded, limit=limit, bootstrap_iters=1000)
-    rows = collect(results, built, {name: content_hash(task) for name, task in built.items()})
-    scores = [Score(truncated=harness.truncated[r["task"]], apart=harness.apart[r["task"]], **r) for r in rows]
-    for group in (name for name in tasks if name in GROUPS):
-        scores += group_mean(group, [score for score in scores if score.task in GROUPS[group]])
-    return Scores(scores, checkpoint, max_length, limit, fingerprint(model, tokenizer))
+    return benchmarks.score(harness, checkpoint)
 
 
 @contextmanager
@@ -93,7 +145,7 @@ def _random_state_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
+def _quiet(verbose: bool = False) -> Iterator[None]:
     """Without `verbose`, only lm-eval's errors come through."""
     logger = logging.getLogger("lm_eval")
     level = logger.level

@@ -5,13 +5,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..lm.errors import ConfigError, NaNError
 from ..lm.model.cache import Cache
-from ..lm.model.loss import SLICE
 from .nan_trace import first_nan
+from .scoring import target_log_p
 
 if TYPE_CHECKING:
     from ..lm.config import BaseModelConfig
@@ -32,16 +31,19 @@ def length_limit(config: "BaseModelConfig") -> int | None:
     return config.context if far or config.positions == "learned" else None
 
 
-def check_length(config: "BaseModelConfig", length: int, beyond: str) -> bool:
-    """Whether `length` is over the model's limit. Raises ConfigError if so and `beyond` is error, or it cannot run."""
+def check_length(config: "BaseModelConfig", length: int, beyond: str, field: str = "length") -> bool:
+    """Whether `length`, given as `field`, is over the model's limit.
+
+    Raises ConfigError if so and `beyond` is error, or it cannot run.
+    """
     limit = length_limit(config)
     if limit is None or length <= limit:
         return False
     if config.positions == "learned":
-        raise ConfigError(f"length: {length} tokens, but model.positions=learned ends at {limit}; use at most {limit}")
+        raise ConfigError(f"{field}: {length} tokens, but model.positions=learned ends at {limit}; use at most {limit}")
     if beyond == "error":
         raise ConfigError(
-            f"length: {length} tokens, but the model's rotary attention was trained to {limit}; use at most {limit}, "
+            f"{field}: {length} tokens, but the model's rotary attention was trained to {limit}; use at most {limit}, "
             "or beyond=run to measure it all the same"
         )
     return True
@@ -91,15 +93,10 @@ def nan_traced(model: "HybridLM", ids: Tensor) -> Iterator[None]:
 def target_scores(model: "HybridLM", hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """-log p of each target [...] given hidden [..., D], float32, and whether it is the likeliest.
 
-    Logits exist for a slice of the tokens at a time. Raises NaNError when the model gives NaN.
+    Raises NaNError when the model gives NaN.
     """
-    step = max(1, SLICE // model.config.vocab_size)
-    nats, likeliest = [], []
-    for h, target in zip(hidden.flatten(0, -2).split(step), targets.flatten().split(step), strict=True):
-        logits = model.head(h).float()
-        nats.append(F.cross_entropy(logits, target, reduction="none"))
-        likeliest.append(logits.argmax(-1) == target)
-    result = torch.cat(nats)
-    if bool(result.isnan().any()):
+    hidden = hidden.flatten(0, -2)
+    log_p, likeliest = target_log_p(model, hidden, torch.arange(len(hidden), device=hidden.device), targets.flatten())
+    if bool(log_p.isnan().any()):
         raise NaNError("the model gives NaN; check its weights and precision")
-    return result.view_as(targets), torch.cat(likeliest).view_as(targets)
+    return -log_p.view_as(targets), likeliest.view_as(targets)

@@ -137,83 +137,121 @@ def can_carry(model: "HybridLM") -> bool:
     return any(mixer.constant_state for mixer in model.mixers())
 
 
-def measure_positions(
-    model: "HybridLM",
-    tokenizer: "Tokenizer",
-    text: str,
-    *,
-    mode: Mode,
-    window: int,
-    stride: int | None = None,
-    buckets: int,
-    max_tokens: int,
-    blocks: int = 1,
-    text_name: str = "text",
-    batch_tokens: int = 8192,
-    beyond: str = "error",
-    checkpoint: str = "",
-) -> Positions:
-    """-log p of every token of a text's first `blocks` stretches of `max_tokens` tokens, by position in the stretch.
+@dataclass(frozen=True)
+class Stretches:
+    """A text's first tokens in documents of their own. rows: token ids without BOS, all but the last equally many."""
 
-    Each stretch is a document of its own, behind BOS. mode:
+    name: str
+    rows: list[list[int]]
+    bytes: int
+    bos_id: int
+
+    @classmethod
+    def cut(cls, tokenizer: "Tokenizer", text: str, *, max_tokens: int, blocks: int, name: str = "text") -> Self:
+        """The first `blocks` of `max_tokens` tokens each; fewer or shorter ones where the text has fewer tokens.
+
+        Raises ConfigError for numbers below 1, DataError for an empty text.
+        """
+        for what, value in (("max_tokens", max_tokens), ("blocks", blocks)):
+            if value < 1:
+                raise ConfigError(f"{what}: {value}; use 1 or more")
+        tokens = tokenizer.encode(text)[: blocks * max_tokens]
+        if not tokens:
+            raise DataError(f"text {name!r}: is empty; give a longer one")
+        rows = [tokens[start : start + max_tokens] for start in range(0, len(tokens), max_tokens)]
+        return cls(name, rows, sum(len(tokenizer.decode(row).encode()) for row in rows), tokenizer.bos_id)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return len(self.rows[0])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How tokens are predicted one from another.
+
+    mode:
     `whole`: one pass; recurrent states, keys and values go from chunk to chunk.
     `sliding`: windows of `window` tokens, BOS included, each with `stride` (default: half of it) new ones, all states
         anew; a token is predicted from at least window - stride before it.
     `reset`: windows side by side, all states anew: what lm-eval does with long texts.
     `carry`: windows side by side; recurrent states go on, attention sees its window alone.
-    buckets: positions averaged together. batch_tokens: tokens of a forward. beyond: `error` or `run`, for inputs longer
-    than rotary attention was trained for. A text of fewer tokens gives fewer or shorter stretches.
-
-    Memory: activations of `batch_tokens` tokens, a slice of their logits, and the decoding state. bits_per_byte counts
-    the bytes of the decoded tokens. Raises ConfigError for arguments that cannot be, DataError for an empty text.
+    buckets: positions averaged together. beyond: `error` or `run`, for inputs longer than rotary attention was trained
+    for.
     """
-    _check(model, mode, window, stride, buckets, max_tokens, blocks)
-    tokens = tokenizer.encode(text)[: blocks * max_tokens]
-    if not tokens:
-        raise DataError(f"text {text_name!r}: is empty; give a longer one")
-    longest = min(max_tokens, len(tokens))
-    check_length(model.config, longest if mode == "whole" else min(window, longest), beyond)
-    stretches = [tokens[start : start + max_tokens] for start in range(0, len(tokens), max_tokens)]
+
+    mode: Mode
+    window: int
+    buckets: int
+    stride: int | None = None
+    beyond: str = "error"
+
+    def check(self, model: "HybridLM", stretches: Stretches) -> None:
+        """Raises ConfigError for what cannot be, or not with this model, whose weights are not looked at."""
+        if self.mode not in get_args(Mode):
+            raise ConfigError(f"mode {self.mode!r}: unknown; {nearest(self.mode, get_args(Mode))}")
+        if self.window < 2:
+            raise ConfigError(f"window: {self.window} leaves no token beside BOS; use 2 or more")
+        if self.stride is not None and not 0 < self.stride < self.window:
+            raise ConfigError(
+                f"stride: {self.stride} new tokens in a window of {self.window}; use 1 to {self.window - 1}"
+            )
+        if self.buckets < 1:
+            raise ConfigError(f"buckets: {self.buckets}; use 1 or more")
+        if self.mode == "carry" and not can_carry(model):
+            raise ConfigError(
+                "mode 'carry': the model has attention only, no state to carry; use reset, sliding or whole"
+            )
+        if self.mode == "whole":
+            check_length(model.config, stretches.longest, self.beyond, "max_tokens")
+        else:
+            check_length(model.config, min(self.window, stretches.longest), self.beyond, "window")
+
+    def plan(self, n: int) -> list[Span]:
+        """The windows of a row of n tokens."""
+        return spans(n, self.mode, self.window, self.stride or max(1, self.window // 2))
+
+
+def measure_positions(
+    model: "HybridLM",
+    stretches: Stretches,
+    reading: Reading,
+    *,
+    batch_tokens: int = 8192,
+    checkpoint: str = "",
+) -> Positions:
+    """-log p of every token of a text's stretches, by position in the stretch.
+
+    Each stretch is a document of its own, behind BOS. batch_tokens: tokens of a forward. Memory: activations of
+    `batch_tokens` tokens, a slice of their logits, and the decoding state. bits_per_byte counts the bytes of the
+    decoded tokens. Raises ConfigError for a reading that cannot be.
+    """
+    reading.check(model, stretches)
     nats, places, n_beyond = [], [], 0
     limit = length_limit(model.config) or math.inf
     with inference(model):
-        for rows in _batches(stretches, max(1, batch_tokens // CHUNK)):
-            plan = spans(len(rows[0]), mode, window, stride or max(1, window // 2))
-            ids = torch.tensor([[tokenizer.bos_id, *row] for row in rows], device=model.device)
+        for rows in _batches(stretches.rows, max(1, batch_tokens // CHUNK)):
+            plan = reading.plan(len(rows[0]))
+            ids = torch.tensor([[stretches.bos_id, *row] for row in rows], device=model.device)
             with nan_traced(model, ids):
-                nats.append(_score(model, ids, plan, mode).flatten())
+                nats.append(_score(model, ids, plan, reading.mode).flatten())
             places.append(torch.arange(len(rows[0])).repeat(len(rows)))
             n_beyond += len(rows) * sum(max(0, min(s.stop - s.start, s.stop - s.first - limit)) for s in plan)
     cost, place = torch.cat(nats), torch.cat(places)
-    total, n_bytes = float(cost.sum()), sum(len(tokenizer.decode(row).encode()) for row in stretches)
+    total = float(cost.sum())
     curve = Curve(
-        text=text_name,
-        mode=mode,
-        window=longest if mode == "whole" else window,
-        bytes=n_bytes,
+        text=stretches.name,
+        mode=reading.mode,
+        window=stretches.longest if reading.mode == "whole" else reading.window,
+        bytes=stretches.bytes,
         tokens=len(cost),
         nats=total,
-        bits_per_byte=total / math.log(2) / max(n_bytes, 1),
+        bits_per_byte=total / math.log(2) / max(stretches.bytes, 1),
         beyond=int(n_beyond),
-        buckets=_buckets(cost, place, buckets, longest),
+        buckets=_buckets(cost, place, reading.buckets, stretches.longest),
     )
     return Positions([curve], checkpoint)
-
-
-def _check(
-    model: "HybridLM", mode: str, window: int, stride: int | None, buckets: int, max_tokens: int, blocks: int
-) -> None:
-    if mode not in get_args(Mode):
-        raise ConfigError(f"mode {mode!r}: unknown; {nearest(mode, get_args(Mode))}")
-    if window < 2:
-        raise ConfigError(f"window: {window} leaves no token beside BOS; use 2 or more")
-    if stride is not None and not 0 < stride < window:
-        raise ConfigError(f"stride: {stride} new tokens in a window of {window}; use 1 to {window - 1}")
-    for name, value in (("buckets", buckets), ("max_tokens", max_tokens), ("blocks", blocks)):
-        if value < 1:
-            raise ConfigError(f"{name}: {value}; use 1 or more")
-    if mode == "carry" and not can_carry(model):
-        raise ConfigError("mode 'carry': the model has attention only, no state to carry; use reset, sliding or whole")
 
 
 def _batches(rows: list[list[int]], size: int) -> Iterable[list[list[int]]]:

@@ -174,7 +174,8 @@ def _score_nodes(
         return
     rows = torch.tensor([row for part in parts for row in part.rows], device=hidden.device)
     targets = torch.tensor([token for part in parts for token in part.targets], device=hidden.device)
-    log_p, likeliest = _target_log_p(model, hidden[torch.tensor(needed, device=hidden.device)], rows, targets)
+    scored = target_log_p(model, hidden[torch.tensor(needed, device=hidden.device)], rows, targets)
+    log_p, likeliest = (column.tolist() for column in scored)
     at = 0
     for part in parts:
         here = slice(at, at := at + len(part.targets))
@@ -190,7 +191,7 @@ def _span(window: Window, node: Node) -> tuple[int, int]:
     return max(first, node.start), min(first + len(window.targets), node.end)
 
 
-def _target_log_p(model: HybridLM, hidden: Tensor, rows: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
+def target_log_p(model: HybridLM, hidden: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """log p in float32 of `targets` [N] behind `hidden` [M, D] at `rows` [N], and whether each is the likeliest token.
 
     Logits exist for a slice of the rows at a time.
@@ -204,4 +205,4 @@ def _target_log_p(model: HybridLM, hidden: Tensor, rows: Tensor, targets: Tensor
         row, target = rows[mine] - start, targets[mine]
         log_p[mine] = scores[row, target]
         likeliest[mine] = scores.argmax(-1)[row] == target
-    return log_p.tolist(), likeliest.tolist()
+    return log_p, likeliest

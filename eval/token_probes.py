@@ -8,20 +8,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from rich.table import Table
 
 from ..lm.errors import ConfigError
+from .long_context import check_length
 from .saved import Saved
 from .scoring import inference
 
 if TYPE_CHECKING:
+    from ..lm.config import BaseModelConfig
     from ..lm.model import HybridLM
-    from .synthetic.recipe import Slice
-    from .synthetic.task import Examples
+    from .synthetic.task import Examples, Task
 
 
 @dataclass(frozen=True)
@@ -67,43 +68,52 @@ class TokenProbes(Saved):
         return table
 
 
-def parse_slices(given: Sequence[dict[str, Any]], vocab_size: int) -> "list[Slice]":
-    """Slices as a recipe writes them, {task: mqar, examples: 100, ...}, that a model of this vocabulary can read.
+class Probe(NamedTuple):
+    """A task, and the examples of it that are put to every model."""
 
-    Raises ConfigError for an unknown task or option, a task on vectors, or one with a larger vocabulary.
+    task: "Task"
+    examples: "Examples"
+
+
+def draw_probes(given: Sequence[dict[str, Any]], config: "BaseModelConfig", seed: int = 0) -> list[Probe]:
+    """Examples of slices as a recipe writes them, {task: mqar, examples: 100, ...}, for models of this configuration.
+
+    Raises ConfigError for an unknown task or option, a task on vectors, and one whose vocabulary or length the model
+    cannot read.
     """
     from .synthetic.recipe import Slice
 
     slices = [Slice.parse(one, where=f"eval.probes[{i}]") for i, one in enumerate(given)]
-    for one in slices:
-        task = one.task
+    for i, one in enumerate(slices):
+        task, where = one.task, f"eval.probes[{i}]"
         if task.input_dim is not None or task.readout(1) is not None:
-            raise ConfigError(f"eval.probes: {task.label} is not about tokens alone; a language model cannot read it")
-        if task.vocab_size > vocab_size:
+            raise ConfigError(f"{where}: {task.label} is not about tokens alone; a language model cannot read it")
+        if task.vocab_size > config.vocab_size:
             raise ConfigError(
-                f"eval.probes: {task.label} has vocab_size={task.vocab_size}, the model {vocab_size}; use at most that"
+                f"{where}: {task.label} has vocab_size={task.vocab_size}, the model {config.vocab_size}; use at most "
+                "that"
             )
-    return slices
+        check_length(config, task.length + 1, "run", f"{where}: {task.label} and BOS")
+    return [Probe(one.task, one.task.sample(one.examples, seed)) for one in slices]
 
 
 def measure_probes(
     model: "HybridLM",
-    slices: "Sequence[Slice]",
+    probes: Sequence[Probe],
     *,
     bos_id: int,
-    seed: int = 0,
     batch_tokens: int = 8192,
     checkpoint: str = "",
 ) -> TokenProbes:
-    """Accuracy on each slice's examples of `seed`, which `parse_slices` has checked; the model stays as it was."""
+    """Accuracy on the examples of each probe, which `draw_probes` has checked; the model stays as it was."""
     with inference(model):
-        return TokenProbes([_measure(model, one, bos_id, seed, batch_tokens) for one in slices], checkpoint)
+        return TokenProbes([_measure(model, one, bos_id, batch_tokens) for one in probes], checkpoint)
 
 
-def _measure(model: "HybridLM", one: "Slice", bos_id: int, seed: int, batch_tokens: int) -> Probed:
+def _measure(model: "HybridLM", probe: Probe, bos_id: int, batch_tokens: int) -> Probed:
     from .synthetic.task import Examples
 
-    task, examples = one.task, one.task.sample(one.examples, seed)
+    task, examples = probe
     rows = max(1, batch_tokens // (task.length + 1))
     parts = [
         task.scores(_outputs(model, Examples(*batch), task.vocab_size, bos_id), Examples(*batch))

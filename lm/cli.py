@@ -158,10 +158,10 @@ def convert_llama(
 def export(
     run: RunFolder,
     dst: Annotated[Path, typer.Argument(metavar="DST", help="the folder to make")],
-    format: Annotated[str, typer.Option(help="auto, llama, olmo_hybrid or hybridlm")] = "auto",
+    format: Annotated[str, typer.Option(help="auto, llama, olmo_hybrid, qwen3_5 or hybridlm")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as trained")] = None,
 ) -> None:
-    """Write a run as a folder that transformers loads: Llama family, OLMo Hybrid, or our own model type."""
+    """Write a run as a folder that transformers loads: Llama family, OLMo Hybrid, Qwen3.5, or our own model type."""
     from ..tools.export import export_run
 
     export_run(run, dst, format, dtype, _console())
@@ -280,6 +280,20 @@ def bench_capacity(
     from ..eval.synthetic.capacity import capacity
 
     _console().print(capacity(key_dim, labels, trials=trials, decay=decay, seed=seed).table())
+
+
+@bench_app.command("random-features")
+def bench_random_features(
+    heads: Annotated[int, typer.Option(min=1, help="of random addressing")] = 60,
+    dim: Annotated[int, typer.Option(min=1, help="channels of an input")] = 8,
+    keys: Annotated[int, typer.Option(min=1, help="inputs beside the query")] = 16,
+    seeds: Annotated[int, typer.Option(min=1, help="draws of heads, inputs and targets")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="the first of them")] = 0,
+) -> None:
+    """What attention learns whose queries and keys stay as drawn, beside a random ReLU network; ridge regression."""
+    from ..eval.synthetic.random_features import measure
+
+    _console().print(measure(seed, seeds, heads=heads, dim=dim, n_keys=keys).table())
 
 
 @bench_app.command("study")

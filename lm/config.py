@@ -58,6 +58,8 @@ class BaseModelConfig(Strict):
     """null leaves the feed-forward out of every layer."""
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the embedding dropped in training")
     norm_eps: float = Field(default=1e-6, gt=0)
+    zero_centered_norms: bool = False
+    """Norms of the residual stream, of queries and of keys multiply by 1 + weight, the weight starting at 0."""
     tie_embeddings: bool = True
     logit_softcap: float | None = Field(default=None, gt=0, description="logits become c * tanh(logits / c)")
     z_loss: float = Field(default=0.0, ge=0, description="weight of mean(logsumexp(logits)^2)")

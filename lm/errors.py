@@ -1,5 +1,11 @@
 """Errors for problems a user can fix. Kept apart from pydantic, which the command line's help must not wait for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXTRAS = {"lm_eval": "eval", "scipy": "eval", "transformers": "hf"}
+"""Which extra of this package installs a module."""
+
 
 class UserError(Exception):
     """The command line prints these as one line and exits with 1. The message says what to change."""
@@ -19,3 +25,16 @@ class CheckpointError(UserError, RuntimeError):
 
 class NaNError(UserError, FloatingPointError):
     """A model that computes NaN: its weights or its precision are at fault."""
+
+
+@contextmanager
+def concerning(field: str) -> Iterator[None]:
+    """What goes wrong inside is put down to `field`: a UserError begins with it, a missing package is named."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{field}: {error}") from None
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        fix = f"pip install 'hybridlm[{EXTRAS[package]}]'" if package in EXTRAS else f"pip install {package}"
+        raise ConfigError(f"{field}: needs the package {package}, which is not installed; {fix}") from error

@@ -16,6 +16,8 @@ NeedleName = Literal[
     "multivalue",
     "multiquery",
     "vt",
+    "cwe",
+    "fwe",
 ]
 Mode = Literal["whole", "sliding", "reset", "carry"]
 Beyond = Literal["error", "run"]

@@ -58,6 +58,13 @@ def test_capacity_is_a_table():
     assert "delta rule" in result.output and "least squares" in result.output
 
 
+def test_random_features_are_a_table():
+    sizes = ["--heads", "4", "--dim", "3", "--keys", "4", "--seeds", "1"]
+    result = runner.invoke(cli.app, ["bench", "random-features", *sizes], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "biased softmax" in result.output and "heads=4, dim=3, n_keys=4" in result.output
+
+
 def test_an_impossible_decay_is_one_line(monkeypatch, capsys):
     code, message = run_main("bench", "capacity", "--decay", "2", monkeypatch=monkeypatch, capsys=capsys)
     assert (code, message) == (1, "hybridlm: decay: 2 is not in (0, 1); use 0.99, for example\n")

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from rich.console import Console
 
 from ..lm.config import Recipe
 from ..lm.console import stage
+from ..lm.errors import concerning
 from ..lm.model import HybridLM
 from ..lm.run import Run
 from ..lm.train.loop import Hook
 from ..lm.train.telemetry import log_measured
-from .long import draw, long_measurement
+from .long import PREPARE, draw
 
 if TYPE_CHECKING:
     from ..lm.data.tokenizer import Tokenizer
@@ -27,13 +30,24 @@ class Result(Protocol):
     def table(self) -> Any: ...
 
 
+Measure = Callable[[HybridLM, str], Result]
+
+
 @dataclass(frozen=True)
 class Measurement:
-    """`measure(model, checkpoint)`, kept as RUN/eval/{checkpoint}/{name}.json; the model is left as it was."""
+    """Something to measure on models like one that `prepare` closes over, kept as RUN/eval/{checkpoint}/{name}.json.
+
+    prepare: reads and draws all that is put to a model, raising UserError for what cannot be, and gives
+    `measure(model, checkpoint)`, which leaves the model as it was. It is called once.
+    """
 
     name: str
-    measure: Callable[[HybridLM, str], Result]
+    prepare: Callable[[], Measure]
     folder: Path
+
+    @cached_property
+    def measure(self) -> Measure:
+        return self.prepare()
 
     def __call__(self, model: HybridLM, step: int) -> dict[str, float]:
         """What the training loop calls: the numbers to log."""
@@ -56,22 +70,29 @@ class Measurement:
 
 
 def measurements(recipe: Recipe, tokenizer: "Tokenizer", run: Run) -> list[Measurement]:
-    """What the recipe asks for. Names and options are checked here, before the first step rather than at the last.
-
-    Raises ConfigError.
-    """
+    """What the recipe asks for, with unknown names refused. Raises ConfigError."""
     evals = recipe.eval
     long = {"needles": evals.needles, "positions": evals.positions}
     names = [*evals.tasks, *_of_suites(evals.suites), *(name for name, config in long.items() if config)]
     tasks = [name for name in dict.fromkeys(names) if name not in long]
-    found: list[tuple[str, Callable[[HybridLM, str], Result]]] = []
+    found: dict[str, Callable[[], Measure]] = {}
     if tasks:
-        found.append(("tasks", _tasks(recipe, tokenizer, tasks)))
+        found["tasks"] = partial(_tasks, recipe, tokenizer, tasks)
     for name in (name for name in long if name in names):
-        found.append((name, long_measurement(name, recipe, tokenizer, evals.batch_tokens)))
+        found[name] = partial(_long, name, recipe, tokenizer)
     if evals.probes:
-        found.append(("token_probes", _probes(recipe, tokenizer)))
-    return [Measurement(name, measure, run.folder / "eval") for name, measure in found]
+        found["token_probes"] = partial(_probes, recipe, tokenizer)
+    return [Measurement(name, prepare, run.folder / "eval") for name, prepare in found.items()]
+
+
+def prepare_all(asked: Sequence[Measurement], console: Console) -> None:
+    """Prepare now, before the first step, what would else be found impossible at its first measurement.
+
+    For the process that measures: the first one. Raises ConfigError and DataError that name the field of the recipe.
+    """
+    for one in asked:
+        with stage(console, f"preparing {one.name}"):
+            _ = one.measure
 
 
 def hooks(recipe: Recipe, asked: Sequence[Measurement]) -> list[Hook]:
@@ -92,22 +113,45 @@ def measure_newest(run: Run, asked: Sequence[Measurement], console: Console) -> 
 def _of_suites(suites: Sequence[str]) -> list[str]:
     if not suites:
         return []
-    from ..eval.suites import measurements as members
+    with concerning("eval.suites"):
+        from ..eval.suites import measurements as members
 
-    return [name for suite in suites for name in members(suite)]
-
-
-def _tasks(recipe: Recipe, tokenizer: "Tokenizer", tasks: list[str]) -> Callable[[HybridLM, str], Result]:
-    from ..eval.catalogue import expand
-    from .score import task_scores
-
-    expand(tasks)
-    return lambda model, at: task_scores(model, tokenizer, recipe, tasks, recipe.eval.limit, at)
+        return [name for suite in suites for name in members(suite)]
 
 
-def _probes(recipe: Recipe, tokenizer: "Tokenizer") -> Callable[[HybridLM, str], Result]:
-    from ..eval.token_probes import measure_probes, parse_slices
+def _weightless(recipe: Recipe) -> HybridLM:
+    """The model that will be trained, without its numbers."""
+    with torch.device("meta"):
+        return HybridLM(recipe.model)
 
-    slices = parse_slices(recipe.eval.probes, recipe.model.vocab_size)
-    how = {"bos_id": tokenizer.bos_id, "seed": recipe.seed, "batch_tokens": recipe.eval.batch_tokens}
-    return lambda model, at: measure_probes(model, slices, checkpoint=at, **how)
+
+def _tasks(recipe: Recipe, tokenizer: "Tokenizer", tasks: list[str]) -> Measure:
+    asked = [f"eval.{field}" for field in ("tasks", "suites") if getattr(recipe.eval, field)]
+    context = recipe.model.context
+    with concerning(" and ".join(asked)):
+        from ..eval.catalogue import Options
+        from ..eval.evaluation import Benchmarks
+        from ..eval.harness import HybridHarness
+
+        options = Options(Path(recipe.data.cache).expanduser(), tokenizer)
+        benchmarks = Benchmarks.build(tasks, options, recipe.eval.limit)
+        benchmarks.rehearse(_weightless(recipe), context)
+    budget = max(recipe.eval.batch_tokens, context)  # one input has to fit
+
+    def measure(model: HybridLM, checkpoint: str) -> Result:
+        harness = HybridHarness(model, tokenizer, max_length=context, batch_tokens=budget, seed=recipe.seed)
+        return benchmarks.score(harness, checkpoint)
+
+    return measure
+
+
+def _long(name: str, recipe: Recipe, tokenizer: "Tokenizer") -> Measure:
+    return PREPARE[name](_weightless(recipe), recipe, tokenizer, recipe.eval.batch_tokens)
+
+
+def _probes(recipe: Recipe, tokenizer: "Tokenizer") -> Measure:
+    from ..eval.token_probes import draw_probes, measure_probes
+
+    drawn = draw_probes(recipe.eval.probes, recipe.model, recipe.seed)
+    how = {"bos_id": tokenizer.bos_id, "batch_tokens": recipe.eval.batch_tokens}
+    return lambda model, checkpoint: measure_probes(model, drawn, checkpoint=checkpoint, **how)

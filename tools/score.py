@@ -1,24 +1,20 @@
 """Benchmarks and other measurements on a run, by name or by suite."""
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch.distributed as dist
 from rich.console import Console
 
 from ..lm.config import Recipe
 from ..lm.console import stage
-from ..lm.data.tokenizer import Tokenizer
 from ..lm.errors import ConfigError
-from ..lm.model import HybridLM
 from ..lm.run import Run
 from ..lm.train.distributed import start_process_group
-from .in_loop import Measurement
-from .long import long_measurement
-
-if TYPE_CHECKING:
-    from ..eval.scores import Scores
+from .in_loop import Measurement, prepare_all
+from .long import PREPARE
 
 
 def run_suite(
@@ -65,6 +61,13 @@ def run_suite(
     model, tokenizer, newest = run.load_model(), run.tokenizer(), run.newest_checkpoint().name
     length = max_length or run.recipe.model.context
     least = max(run.recipe.eval.batch_tokens, length)
+    tokens = batch_tokens if isinstance(batch_tokens, int) else least
+    long = [
+        Measurement(name, partial(PREPARE[name], model, run.recipe, tokenizer, tokens), run.folder / "eval")
+        for name in MEASUREMENTS
+        if name in names and speaks
+    ]
+    prepare_all(long, console)
     if benchmarks:
         with stage(console, f"scoring {', '.join(benchmarks)}"):
             scores = evaluate(
@@ -86,26 +89,5 @@ def run_suite(
         if speaks:
             scores.save(run.folder / "eval" / newest / "tasks.json")
         console.print(scores.table())
-    tokens = batch_tokens if isinstance(batch_tokens, int) else least
-    for name in (name for name in MEASUREMENTS if name in names and speaks):
-        measure = long_measurement(name, run.recipe, tokenizer, tokens)
-        Measurement(name, measure, run.folder / "eval").shown(model, newest, console)
-
-
-def task_scores(
-    model: HybridLM, tokenizer: Tokenizer, recipe: Recipe, tasks: list[str], limit: int | None, checkpoint: str = ""
-) -> "Scores":
-    """Score `model` as it stands; its mode and the random state are left as they were."""
-    from ..eval.evaluation import evaluate
-
-    return evaluate(
-        model,
-        tokenizer,
-        tasks,
-        limit=limit,
-        batch_tokens=max(recipe.eval.batch_tokens, recipe.model.context),  # one input has to fit
-        max_length=recipe.model.context,
-        cache=Path(recipe.data.cache).expanduser(),
-        seed=recipe.seed,
-        checkpoint=checkpoint,
-    )
+    for one in long:
+        one.shown(model, newest, console)

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ..eval.synthetic.plots import plot_ratio, plot_tradeoff
 from ..eval.synthetic.recipe import SyntheticRecipe
-from ..eval.synthetic.sweep import NOTES, Line, best, by_slice, header, measure, read_results, summary, sweep
+from ..eval.synthetic.sweep import NOTES, Line, best, by_slice, header, measure, read_results, spread, summary, sweep
 from ..eval.synthetic.task import Anchor
 from ..lm.console import markdown_table, plain_table
 from ..lm.data.files import write_atomically
@@ -16,6 +16,14 @@ from .study import hardware
 
 ON_TERMINAL = (0, 1, 2, 4, 6)  # columns that fit
 """What has room in 80 columns; results.md has all."""
+
+
+REUSE = ("variant", "rank correlation", "overlap of the strongest")
+REUSE_NOTE = (
+    "Layers that both tasks need, as in arXiv 2310.08744: by how much the logit difference of each task falls when the "
+    "mixer of a layer gives its mean output, compared between the tasks by rank and by the strongest tenth of the "
+    "layers; effects by layer are in results.jsonl. A model that has not learnt both tasks has nothing to share."
+)
 
 
 def run_synthetic(
@@ -46,12 +54,17 @@ def _write(recipe: SyntheticRecipe, lines: list[Line], typed: str, out: Path, co
     narrow = [tuple(row[i] for i in ON_TERMINAL) for row in (columns, *rows)]
     console.print(plain_table(f"{recipe.name}: best learning rate, mean over seeds", narrow[0], narrow[1:]))
     console.print(plain_table(f"{metric} by slice", *slices))
+    reused = reuse_rows(lines)
+    if reused:
+        console.print(plain_table("layers that both tasks need", REUSE, reused))
     parts = [
         f"`{typed}`, {len(lines)} runs, on {hardware()}.\n",
         markdown_table(columns, rows),
         NOTES,
         f"{metric} by slice:\n\n{markdown_table(*slices)}",
     ]
+    if reused:
+        parts.append(f"{REUSE_NOTE}\n\n{markdown_table(REUSE, reused)}")
     if anchors := anchor_rows(recipe):
         heads = ("figure", "slice", "metric", "value", "source")
         parts.append(f"Published and closed-form figures:\n\n{markdown_table(heads, anchors)}")
@@ -60,6 +73,16 @@ def _write(recipe: SyntheticRecipe, lines: list[Line], typed: str, out: Path, co
         plots = [*plot_tradeoff(lines, out / "tradeoff"), *plot_ratio(lines, out / "ratio")]
         console.print(f"plots: {', '.join(str(plot) for plot in plots)}", highlight=False, soft_wrap=True)
     console.print(f"table: {out / 'results.md'}", highlight=False, soft_wrap=True)
+
+
+def reuse_rows(lines: list[Line]) -> list[tuple[str, ...]]:
+    """Rows under REUSE, mean and deviation over seeds at the best learning rate; none without two circuit tasks."""
+    found = {name: [line["reuse"] for line in runs.lines if "reuse" in line] for name, runs in best(lines).items()}
+    return [
+        (name, *(spread([one[key] for one in scores]) for key in ("spearman", "jaccard")))
+        for name, scores in found.items()
+        if scores
+    ]
 
 
 def anchor_rows(recipe: SyntheticRecipe) -> list[tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Asking a model: what it writes after each prompt, and what it thinks of the right answer."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from ...lm.data.document import digest
 from ...lm.errors import ConfigError
 from ..long_context import check_length, greedy, length_limit, nan_traced, prefill, target_scores
 from ..scoring import inference
-from .prompts import DEPTHS, FORMAT, Prompt, even_depths, make_prompts
+from .prompt import Prompt
+from .prompts import DEPTHS, FORMAT, even_depths, make_prompts
 from .results import Answered, Needles, summarise
 
 if TYPE_CHECKING:
+    from ...lm.config import BaseModelConfig
     from ...lm.data.tokenizer import Tokenizer
     from ...lm.model import HybridLM
     from ...lm.model.cache import Cache
@@ -38,11 +41,12 @@ def measure_needles(
     cache: str | Path | None = None,
     checkpoint: str = "",
 ) -> Needles:
-    """Hide needles in the text `haystack` and ask for them: RULER's retrieval tasks, see `tasks.TASKS`.
+    """Hide needles in the text `haystack` and ask for them: RULER's tasks but for its questions, see `tasks.TASKS`.
 
-    lengths: tokens of BOS, prompt and room for the answer together, kept exactly; nothing is ever cut. depths: a number
-    of even ones, or fractions; `samples` prompts of each. The score is the share of right answers contained in the
-    lower-cased text of up to 128 greedy tokens (30 for vt; more where a tokenizer needs them for the answer).
+    lengths: tokens of BOS, prompt and room for the answer together, kept exactly, or by lists of words (cwe, fwe) as
+    nearly as whole words allow; nothing is ever cut. depths: a number of even ones, or fractions; `samples` prompts of
+    each, and as many of a task without depths. The score is the share of right answers contained in the lower-cased
+    text of up to 128 greedy tokens (30 for vt, 120 for cwe, 50 for fwe; more where a tokenizer needs them).
     generate=False leaves that out and gives only what teacher forcing says of the right answer's tokens. beyond:
     `error` or `run`, for lengths over what the model's rotary attention was trained for. batch_tokens: tokens of the
     prompts that run side by side. cache: folder to keep prompts in. The model's mode and all random states are left as
@@ -50,24 +54,54 @@ def measure_needles(
 
     Raises ConfigError for arguments that cannot be, DataError for a haystack or tokenizer that cannot be used.
     """
-    if not tasks or not lengths or samples < 1:
-        raise ConfigError(f"needles: tasks={list(tasks)}, lengths={list(lengths)}, samples={samples} ask for nothing")
-    for length in lengths:
-        check_length(model.config, length, beyond)
-    how = {"depths": depths, "samples": samples, "haystack": haystack, "seed": seed}
+    how = {"depths": depths, "samples": samples, "haystack": haystack, "seed": seed, "beyond": beyond, "cache": cache}
     answered = []
     with inference(model):
-        for prompts in make_prompts(tokenizer, tasks, lengths, cache=cache, **how):
-            rows = max(1, batch_tokens // prompts[0].length)
-            for start in range(0, len(prompts), rows):
-                answered += _ask(model, tokenizer, prompts[start : start + rows], generate)
+        for prompts in prompts_for(model.config, tokenizer, tasks=tasks, lengths=lengths, **how):
+            for group in _side_by_side(prompts, batch_tokens):
+                answered += _ask(model, tokenizer, group, generate)
     cells, totals = summarise(answered, length_limit(model.config))
     asked = digest(FORMAT, list(tasks), list(lengths), even_depths(depths), samples, haystack, seed)
     return Needles(cells, totals, haystack_name, asked[:12], checkpoint)
 
 
+def prompts_for(
+    model: "BaseModelConfig",
+    tokenizer: "Tokenizer",
+    *,
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    depths: int | Sequence[float],
+    samples: int,
+    haystack: str,
+    seed: int,
+    beyond: str,
+    cache: str | Path | None,
+) -> Iterator[list[Prompt]]:
+    """The prompts that measure_needles puts to such a model, a list for each task and length; raises what it would."""
+    if not tasks or not lengths or samples < 1:
+        raise ConfigError(f"needles: tasks={list(tasks)}, lengths={list(lengths)}, samples={samples} ask for nothing")
+    for length in lengths:
+        check_length(model, length, beyond, "lengths")
+    return make_prompts(
+        tokenizer, tasks, lengths, depths=depths, samples=samples, haystack=haystack, seed=seed, cache=cache
+    )
+
+
+def _side_by_side(prompts: list[Prompt], batch_tokens: int) -> Iterator[list[Prompt]]:
+    """Prompts of one size in tokens and one room for the answer: there is no padding."""
+
+    def size(prompt: Prompt) -> tuple[int, int]:
+        return len(prompt.tokens), prompt.max_new_tokens
+
+    rows = max(1, batch_tokens // prompts[0].length)
+    for _, same in groupby(sorted(prompts, key=size), size):
+        alike = list(same)
+        yield from (alike[start : start + rows] for start in range(0, len(alike), rows))
+
+
 def _ask(model: "HybridLM", tokenizer: "Tokenizer", prompts: list[Prompt], generate: bool) -> list[Answered]:
-    """All prompts have one length: there is no padding."""
+    """What the model makes of prompts that lie side by side."""
     ids = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).long().to(model.device)
     with nan_traced(model, ids):
         hidden, state = prefill(model, ids)

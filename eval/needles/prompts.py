@@ -1,9 +1,7 @@
 """Prompts of an exact length in tokens, with the needles whole inside them."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cache as once
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,37 +9,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ...lm.data.document import digest
-from ...lm.data.files import atomic
 from ...lm.errors import ConfigError, DataError
 from ...lm.strict import nearest
 from ..texts import encode_pieces
 from .haystack import Haystack, Straw
-from .tasks import TASKS, NeedleTask, Riddle
+from .lists import ListMaker
+from .prompt import Prompt, read, write
+from .tasks import TASKS, NeedleTask, Riddle, VariableTracking
 from .words import FILLER
 
 if TYPE_CHECKING:
     from ...lm.data.tokenizer import Tokenizer
 
-FORMAT = 1  # of the prompts: another number for other words
+FORMAT = 2  # of the prompts: another number for other words
 DEPTHS = 40  # as many as RULER has
 HAYSTACK = 4_000_000  # characters of a text that are used
 SHORTEST_NEEDLE = 10  # tokens
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """One question. tokens [n]: BOS, the text with its needles, the question, the first words of the answer; n and
-    `max_new_tokens` are `length` together. depth: of the needle that holds the answer, None where several do.
-    answers: in lower case. answer: their tokens, in order and joined by commas, as they follow the prompt.
-    """
-
-    task: str
-    length: int
-    depth: float | None
-    tokens: np.ndarray
-    answers: tuple[str, ...]
-    answer: tuple[int, ...]
-    max_new_tokens: int
 
 
 def even_depths(depths: int | Sequence[float]) -> list[float]:
@@ -82,13 +65,17 @@ def make_prompts(
             what = (FORMAT, tokenizer.fingerprint, text_hash, name, length, fractions, samples, seed)
             file = Path(cache).expanduser() / "needles" / f"{digest(*what)}.npz" if cache else None
             if file and file.is_file():
-                yield _read(file)
+                yield read(file)
                 continue
             task = TASKS[name]
-            hay = encoded() if task.haystack == "text" else Haystack(encode_pieces(tokenizer, FILLER))
-            prompts = PromptMaker(name, hay, tokenizer, length, seed).prompts(fractions, samples)
+            stream = (seed, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16), length)
+            if isinstance(task, NeedleTask | VariableTracking):
+                hay = encoded() if task.haystack == "text" else Haystack(encode_pieces(tokenizer, FILLER))
+                prompts = PromptMaker(name, task, hay, tokenizer, length, stream).prompts(fractions, samples)
+            else:
+                prompts = ListMaker(name, task, tokenizer, length, stream).prompts(len(fractions) * samples)
             if file:
-                _write(file, prompts)
+                write(file, prompts)
             yield prompts
 
 
@@ -107,9 +94,17 @@ class Draft(NamedTuple):
 class PromptMaker:
     """The prompts of one task and length. The haystack comes encoded; a prompt costs one call of the tokenizer."""
 
-    def __init__(self, name: str, hay: Haystack, tokenizer: "Tokenizer", length: int, seed: int):
-        self.name, self.task, self.hay, self.tokenizer, self.length = name, TASKS[name], hay, tokenizer, length
-        self.seed = (seed, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16), length)
+    def __init__(
+        self,
+        name: str,
+        task: NeedleTask | VariableTracking,
+        hay: Haystack,
+        tokenizer: "Tokenizer",
+        length: int,
+        seed: Sequence[int],
+    ):
+        self.name, self.task, self.hay, self.tokenizer, self.length = name, task, hay, tokenizer, length
+        self.seed = seed
         self.keys: list[str] = []
         if isinstance(self.task, NeedleTask) and self.task.haystack == "needles":
             pairs = self.task.distractors(np.random.default_rng(self.seed), length // SHORTEST_NEEDLE + 8)
@@ -187,20 +182,3 @@ def hide(straw: Straw, needles: Sequence[list[int]], places: np.ndarray) -> list
         tokens += straw.tokens[done : places[i]].tolist() + needles[i]
         done = places[i]
     return tokens + straw.tokens[done:].tolist()
-
-
-def _write(file: Path, prompts: Iterable[Prompt]) -> None:
-    prompts = list(prompts)
-    facts = [{name: value for name, value in vars(prompt).items() if name != "tokens"} for prompt in prompts]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(file) as out:
-        np.savez_compressed(out, tokens=np.stack([prompt.tokens for prompt in prompts]), facts=json.dumps(facts))
-
-
-def _read(file: Path) -> list[Prompt]:
-    with np.load(file, allow_pickle=False) as content:
-        tokens, facts = content["tokens"], json.loads(str(content["facts"]))
-    return [
-        Prompt(**{**fact, "answers": tuple(fact["answers"]), "answer": tuple(fact["answer"]), "tokens": row})
-        for fact, row in zip(facts, tokens, strict=True)
-    ]

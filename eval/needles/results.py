@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 from rich.table import Table
 
 from ..saved import Saved
 
 if TYPE_CHECKING:
-    from .prompts import Prompt
+    from .prompt import Prompt
 
 METRICS = ("score", "answer_accuracy", "answer_exact", "answer_nats")
 
@@ -96,7 +97,7 @@ class Needles(Saved):
     def table(self) -> Table:
         """One row per task and length."""
         table = Table(title=f"needles in {self.haystack}", title_justify="left")
-        table.add_column("task")
+        table.add_column("task", no_wrap=True)
         for column in ("length", "score", "± stderr", "answer tokens right", "all right", "nats per token", "n"):
             table.add_column(column, justify="right")
         table.add_column("note")
@@ -163,18 +164,16 @@ def plot_heat_map(needles: Needles, path: str | Path, metric: str = "score") -> 
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(1.5 + 2.6 * len(tasks), 3.4), sharey=True, squeeze=False, layout="constrained"
     )
+    depths = sorted({cell.depth for cell in cells if cell.depth is not None})
     for panel, task in zip(axes[0], tasks, strict=True):
         mine = {(c.depth, c.length): getattr(c, metric) for c in cells if c.task == task}
-        depths, lengths = (
-            sorted({cell.depth for cell in cells if cell.depth is not None}),
-            sorted({length for _, length in mine}),
-        )
-        grid = [[mine.get((depth, length), math.nan) for length in lengths] for depth in depths]
-        images.append(panel.imshow(grid, aspect="auto", interpolation="nearest", **colours))
-        panel.set_xticks(range(len(lengths)), [str(length) for length in lengths], rotation=45)
+        lengths = sorted({length for _, length in mine})
+        grid = np.array([[mine.get((depth, length), math.nan) for length in lengths] for depth in depths])
+        images.append(panel.pcolormesh(grid, edgecolors="white", linewidth=1, **colours))
+        panel.set_xticks(np.arange(len(lengths)) + 0.5, [str(length) for length in lengths], rotation=45)
         shown = range(0, len(depths), max(1, (len(depths) - 1) // 4))
-        panel.set_yticks(list(shown), [f"{100 * depths[i]:.0f} %" for i in shown])
-        panel.set(title=task, xlabel="tokens")
+        panel.set_yticks([i + 0.5 for i in shown], [f"{100 * depths[i]:.0f} %" for i in shown])
+        panel.set(title=task, xlabel="tokens", ylim=(len(depths), 0))
     axes[0][0].set_ylabel("depth of the needle")
     figure.colorbar(images[-1], ax=axes, label=metric.replace("_", " "))
     path = Path(path)

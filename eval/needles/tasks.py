@@ -3,11 +3,13 @@
 import string
 import uuid
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .words import KEYS
+from .lists import CommonWords, FrequentWords
+from .words import FILLER, KEYS
 
 Kind = Literal["words", "number", "uuid"]
 Haystack = Literal["text", "filler", "needles"]
@@ -83,9 +85,35 @@ class NeedleTask:
         )
 
 
+class Chain(NamedTuple):
+    """Variables [hops + 1] that get one value, each from the one before, and the sentences that say so."""
+
+    names: list[str]
+    sentences: list[str]
+    question: str
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, hops: int, letters: int) -> "Chain":
+        alphabet = np.array(list(string.ascii_uppercase))
+        drawn: dict[str, None] = {}
+        while len(drawn) < hops + 1:
+            drawn["".join(rng.choice(alphabet, letters))] = None
+        names, value = list(drawn), str(rng.integers(10_000, 100_000))
+        sources = [value, *(f"VAR {name}" for name in names)]
+        question = (
+            f"\nWhich variables of the text above have the value {value}, given to them directly or by way of other "
+            f"variables? In the text above, {len(names)} variables have the value {value}, they are:"
+        )
+        sentences = [f"VAR {name} = {source}." for name, source in zip(names, sources, strict=False)]
+        return cls(names, sentences, question)
+
+
 @dataclass(frozen=True)
 class VariableTracking:
-    """A chain of assignments X1 = 12345, X2 = X1, ... of `hops` steps; asked for are all variables of that value."""
+    """A chain of assignments X1 = 12345, X2 = X1, ... of `hops` steps; asked for are all variables of that value.
+
+    A short chain of shorter names goes before, with its answer.
+    """
 
     hops: int = 4
     haystack: Haystack = "filler"
@@ -93,23 +121,16 @@ class VariableTracking:
     one_depth: bool = False
 
     def draw(self, rng: np.random.Generator) -> Riddle:
-        letters = np.array(list(string.ascii_uppercase))
-        names: dict[str, None] = {}
-        while len(names) < self.hops + 1:
-            names["".join(rng.choice(letters, 5))] = None
-        chain = list(names)
-        value = str(rng.integers(10_000, 100_000))
-        sources = [value, *(f"VAR {name}" for name in chain)]
-        needles = [f"VAR {name} = {source}." for name, source in zip(chain, sources, strict=False)]
-        question = (
-            f"\nWhich variables of the text above have the value {value}, given to them directly or by way of other "
-            f"variables? In the text above, {len(chain)} variables have the value {value}, they are:"
-        )
+        """A random chain, and the one that goes before."""
         intro = "The text below sets variables, one from another. Keep track of their values.\n"
-        return Riddle(intro, needles, question, chain, chain, None, in_order=True)
+        example, chain = Chain.draw(rng, self.hops, letters=3), Chain.draw(rng, self.hops, letters=5)
+        told = "".join(f"{filler} {sentence}" for filler, sentence in zip(cycle(FILLER), example.sentences))
+        solved = f"{intro}{told.strip()}{example.question} {', '.join(example.names)}\n\n"
+        names = chain.names
+        return Riddle(solved + intro, chain.sentences, chain.question, names, names, None, in_order=True)
 
 
-TASKS: dict[str, NeedleTask | VariableTracking] = {
+TASKS: dict[str, NeedleTask | VariableTracking | CommonWords | FrequentWords] = {
     "single_1": NeedleTask("filler"),
     "single_2": NeedleTask("text"),
     "single_3": NeedleTask("text", value="uuid"),
@@ -119,6 +140,8 @@ TASKS: dict[str, NeedleTask | VariableTracking] = {
     "multivalue": NeedleTask("text", values=4),
     "multiquery": NeedleTask("text", keys=4, asked=4),
     "vt": VariableTracking(),
+    "cwe": CommonWords(),
+    "fwe": FrequentWords(),
 }
 
 

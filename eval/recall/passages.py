@@ -9,18 +9,12 @@ from ..olmo_data import requests
 
 
 class Question(NamedTuple):
-    """golds: accepted answers; the first one occurs in `passage`, upper and lower case being equal."""
+    """golds: accepted answers. place: the span of `passage` that has to be there to answer, the first gold in it."""
 
     passage: str
     question: str
     golds: tuple[str, ...]
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Where the first gold first occurs in the passage."""
-        found = _search(self.golds[0], self.passage)
-        assert found is not None
-        return found.span()
+    place: tuple[int, int]
 
 
 def _search(text: str, passage: str) -> re.Match[str] | None:
@@ -30,12 +24,15 @@ def _search(text: str, passage: str) -> re.Match[str] | None:
 def answerable(passage: str, question: str, golds: list[str]) -> Question | None:
     """The question with those golds that occur in the passage in front; None without such, or if they are one letter.
 
-    One letter or digit would be contained in nearly any text (JRT, arXiv 2407.05483, leaves these out as well).
+    Upper and lower case are equal; its place is where the first gold first occurs. One letter or digit would be
+    contained in nearly any text (JRT, arXiv 2407.05483, leaves these out as well).
     """
     distinct = [gold for gold in dict.fromkeys(gold.strip() for gold in golds) if len(gold) > 1]
-    found = [gold for gold in distinct if _search(gold, passage)]
-    rest = [gold for gold in distinct if gold not in found]
-    return Question(passage, question.strip(), (*found, *rest)) if found else None
+    places = {gold: place.span() for gold in distinct if (place := _search(gold, passage))}
+    if not places:
+        return None
+    rest = [gold for gold in distinct if gold not in places]
+    return Question(passage, question.strip(), (*places, *rest), next(iter(places.values())))
 
 
 def squad(cache: Path) -> Iterator[Question | None]:

@@ -7,7 +7,7 @@ Token-level forms of the paper's English prompts. The two share no id, so that o
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -159,6 +159,21 @@ def reuse_score(model: HybridLM, tasks: tuple[CircuitTask, CircuitTask], *, n: i
     effects = torch.stack([_effects(model, task, task.sample(n, seed)) for task in tasks])
     spearman = spearmanr(effects[0].numpy(), effects[1].numpy()).statistic  # pyright: ignore[reportAttributeAccessIssue]
     return Reuse(effects, float(spearman), _jaccard(*effects))
+
+
+def reuse_between(model: HybridLM, tasks: Sequence[Task]) -> dict[str, Any]:
+    """`reuse` for the results of a model that was trained on two circuit tasks; nothing for one of other tasks."""
+    circuits = {type(task): task for task in tasks if isinstance(task, CircuitTask)}
+    if len(circuits) != 2:
+        return {}
+    first, second = circuits.values()
+    score = reuse_score(model, (first, second))
+    return {
+        "reuse": {
+            **score._asdict(),
+            "effects": dict(zip((first.kind, second.kind), score.effects.tolist(), strict=True)),
+        }
+    }
 
 
 def _effects(model: HybridLM, task: CircuitTask, examples: Examples) -> Tensor:

@@ -9,11 +9,16 @@ ReLU network on all inputs. x_0 and x_i are uniform on the unit sphere. `attenti
 as a layer of a language model.
 """
 
+from dataclasses import dataclass
+from inspect import signature
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from rich.table import Table
 
+from ...lm.errors import ConfigError
 from .drawing import generator
+from .sweep import spread
 from .task import Anchor
 
 Features = Literal["relu", "biased relu", "softmax", "biased softmax", "mlp"]
@@ -138,6 +143,45 @@ def _choose(phi: np.ndarray, y: np.ndarray) -> float:
         return float(np.square(phi[fitted:] @ weights + mean - y[fitted:]).mean())
 
     return min(LAMBDAS, key=error)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Fits of several seeds. sizes: the arguments of `probe` beside the seed that are not its defaults."""
+
+    fits: list[list[Fit]]
+    sizes: dict[str, int]
+
+    def table(self) -> Table:
+        """A row per kind of features: its error on each target, mean ± deviation over the seeds, and the anchor's."""
+        seeds = f"{len(self.fits)} seed{'s' if len(self.fits) > 1 else ''}"
+        sizes = "".join(f", {name}={value}" for name, value in self.sizes.items())
+        table = Table(title=f"test error / variance of the target, {seeds}{sizes}", title_justify="left")
+        table.add_column("features")
+        published = {} if self.sizes else ANCHORS  # figures at the default sizes
+        for target in get_args(Target):
+            table.add_column(target, justify="right")
+            if published:
+                table.add_column("anchor", justify="right")
+        for kind in get_args(Features):
+            cells = []
+            for target in get_args(Target):
+                mine = [fit for fits in self.fits for fit in fits if (fit.target, fit.features) == (target, kind)]
+                cells.append(spread([fit.error for fit in mine]))
+                if published:
+                    cells.append(f"{published[target][kind]:g}" if kind in published[target] else "")
+            table.add_row(kind, *cells)
+        return table
+
+
+def measure(seed: int = 0, seeds: int = 3, **sizes: int) -> Measured:
+    """`probe` of `seeds` seeds from `seed` on; sizes: its other arguments. Raises ConfigError for bad sizes."""
+    defaults = signature(probe).parameters
+    try:
+        fits = [probe(one, **sizes) for one in range(seed, seed + seeds)]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return Measured(fits, {name: value for name, value in sizes.items() if value != defaults[name].default})
 
 
 def anchors(target: Target) -> list[Anchor]:

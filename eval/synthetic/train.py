@@ -21,6 +21,7 @@ from ...lm.model.sequences import Sequences
 from ...lm.train.optim import build_optimizer
 from ...lm.train.schedule import learning_rate
 from . import TASKS
+from .circuits import reuse_between
 from .recipe import Slice, SyntheticRecipe, TrainerConfig
 from .task import Examples, Task
 
@@ -138,8 +139,9 @@ def train(recipe: SyntheticRecipe) -> dict[str, Any]:
 
     Returns what a line of results.jsonl holds besides the run's name: parameters, state_bytes (float32, after the
     longest test example), steps, steps_to_99 (first look at the probe that saw more than 0.99, None without), seconds,
-    accuracy and exact match, means over the slices, both per slice, the probe's curve and the layers. The same recipe
-    gives the same numbers bit for bit. Raises TrainingError when the loss is not finite.
+    accuracy and exact match, means over the slices, both per slice, `reuse` of layers if the slices are of two circuit
+    tasks, the probe's curve and the layers. The same recipe gives the same numbers bit for bit. Raises TrainingError
+    when the loss is not finite.
     """
     started = time.perf_counter()
     run = _Run(recipe)
@@ -155,6 +157,7 @@ def train(recipe: SyntheticRecipe) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 2),
         **{key: mean(slices, key) for key in ("accuracy", "exact", "mse") if mean(slices, key) is not None},
         "slices": slices,
+        **reuse_between(run.model, [part.task for part in run.held_out]),
         "probe": [(step, round(accuracy, 4)) for step, accuracy in run.curve],
     }
 

@@ -4,21 +4,34 @@ A family is a module with `hf_config(model)`, the config.json of a model section
 that it cannot describe; `recipe_section(config)`, the way back; and `tensors(model)`: what each of ours is made of.
 """
 
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..strict import nearest
-from . import hybridlm, llama, olmo_hybrid
+from . import hybridlm, llama, olmo_hybrid, qwen3_5
+from .llama import Stacked
 
 if TYPE_CHECKING:
     from ..config import BaseModelConfig
+    from .reading import Stored
 
 # in the order in which `auto` tries them; the last describes every model
-FAMILIES: dict[str, ModuleType] = {"llama": llama, "olmo_hybrid": olmo_hybrid, "hybridlm": hybridlm}
+FAMILIES: dict[str, ModuleType] = {
+    "llama": llama,
+    "olmo_hybrid": olmo_hybrid,
+    "qwen3_5": qwen3_5,
+    "hybridlm": hybridlm,
+}
 FORMATS = ("auto", *FAMILIES)
-MODEL_TYPES = dict.fromkeys(llama.ARCHITECTURES, llama) | {m.MODEL_TYPE: m for m in (olmo_hybrid, hybridlm)}
+MODEL_TYPES = dict.fromkeys(llama.ARCHITECTURES, llama) | {m.MODEL_TYPE: m for m in (olmo_hybrid, qwen3_5, hybridlm)}
+
+UNREAD = {
+    "qwen3_next": "Qwen3-Next has experts, which this project has not; its dense form is qwen3_5_text",
+    "qwen3_5": "this is Qwen3.5 with images; save its language model alone, whose type is qwen3_5_text",
+}
 
 
 def choose_format(model: "BaseModelConfig", format: str = "auto") -> str:
@@ -35,9 +48,17 @@ def choose_format(model: "BaseModelConfig", format: str = "auto") -> str:
     raise AssertionError("hybridlm describes every model")
 
 
+def tensors_of(family: ModuleType, model: "BaseModelConfig", stored: "Mapping[str, Stored]") -> Iterator[Stacked]:
+    """`family.tensors(model)` as a checkpoint has them, where a family has been written in several ways."""
+    rows = family.tensors(model)
+    return (olmo_hybrid.as_stored(row, stored) for row in rows) if family is olmo_hybrid else rows
+
+
 def family_of(config: dict[str, Any]) -> ModuleType:
     """The family of a config.json. Raises ConfigError for a model type that is not read."""
     kind = str(config.get("model_type"))
+    if kind in UNREAD:
+        raise ConfigError(f"config.json: model_type {kind!r} is not supported; {UNREAD[kind]}")
     if kind not in MODEL_TYPES:
         raise ConfigError(f"config.json: model_type {kind!r} is not supported; {nearest(kind, MODEL_TYPES)}")
     return MODEL_TYPES[kind]

@@ -23,7 +23,7 @@ from ..model import HybridLM
 from ..run import Run, code_revision
 from ..train.checkpoint import FORMAT
 from . import hybridlm
-from .families import family_of
+from .families import family_of, tensors_of
 from .folders import check_free, whole_folder
 from .llama import Part, Stacked
 from .reading import Shards, Source, Weights, check, open_source
@@ -91,7 +91,7 @@ def _plan(source: Source) -> tuple[ModelConfig, list[Stacked]]:
     except KeyError as error:
         raise ConfigError(f"{source.path}: config.json: {error} missing; get the whole file") from None
     model = ModelConfig.parse(section, where=str(source.path))
-    return model, check(source, family.tensors(model))
+    return model, check(source, tensors_of(family, model, source.stored))
 
 
 def _join(source: Weights, plan: Iterable[Stacked]) -> Iterator[tuple[str, Tensor]]:

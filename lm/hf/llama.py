@@ -262,6 +262,9 @@ def _choose(model: "BaseModelConfig", layers: Sequence[AttentionConfig], windows
         "positions: none": model.positions == "none",
         "norm: pre": first.norm == "pre",
         "freeze_qk: false": not first.freeze_qk,
+        "gate: false": not first.gate,
+        "rope.fraction: 1": first.rope is None or first.rope.fraction == 1,
+        "zero_centered_norms: false": not model.zero_centered_norms,
         "no logit_softcap": model.logit_softcap is None,
         "one window size": len(set(windows) - {None}) <= 1,
     }

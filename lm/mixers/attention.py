@@ -1,6 +1,8 @@
-"""Softmax attention: grouped queries (GQA), rotary positions, optional query-key norm and sliding window.
+"""Softmax attention: grouped queries (GQA), rotary positions, optional query-key norm, output gate and sliding window.
 
     q, k, v = x W_qkv;  q, k = rope(norm(q), norm(k));  o_t = sum_{j <= t} softmax_j(q_t k_j / sqrt(D)) v_j;  y = o W_o
+
+or, with a gate, y = (o * sigmoid(x W_gate)) W_o.
 
 Vaswani et al. 2017 (arXiv 1706.03762, eq. 1); GQA: Ainslie et al. 2023 (arXiv 2305.13245).
 """
@@ -35,6 +37,8 @@ class AttentionConfig(MixerConfig):
     """RMSNorm on q and k before RoPE: per head (Qwen3) or over all heads together (OLMo 2)."""
     bias: Literal["none", "qkv", "all"] = "none"
     """Biases on the projections to q, k and v (Qwen 2), and on the output projection too."""
+    gate: bool = False
+    """Each channel of the output times sigmoid(x W_gate), before W_o (Qiu et al. 2025, arXiv 2505.06708)."""
     window: int | None = Field(default=None, gt=0)
     """Keys a query sees, itself included; None: all."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -56,14 +60,21 @@ class AttentionConfig(MixerConfig):
             raise ValueError(f"attention.qk_norm: the gains of {self.qk_norm!r} would train; use none with freeze_qk")
         if self.freeze_qk and self.bias != "none":
             raise ValueError(f"attention.bias: {self.bias!r} would train biases of q and k; use none with freeze_qk")
+        if self.freeze_qk and self.gate:
+            raise ValueError("attention.gate: is one matrix with the projections to q and k; use false with freeze_qk")
         if self.tie_qk and not (self.freeze_qk and n_kv_heads == n_heads):
             raise ValueError(
                 "attention.tie_qk: needs freeze_qk and as many key heads as query heads, got "
                 f"freeze_qk={self.freeze_qk}, n_heads={n_heads}, n_kv_heads={n_kv_heads}"
             )
-        if self.rope and head_dim % 2:
+        if self.rope and self.rope.fraction == 1 and head_dim % 2:
             raise ValueError(
                 f"attention.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one or rope: null"
+            )
+        if self.rope and (not (turning := self.rope.width(head_dim)) or turning % 2):
+            raise ValueError(
+                f"attention.rope.fraction: {self.rope.fraction} of head_dim={head_dim} turns {turning} channels, RoPE "
+                "rotates pairs; use a fraction that makes it even and at least 2"
             )
         return self.model_copy(update={"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim})
 
@@ -73,6 +84,8 @@ class Attention(Mixer):
 
     Config = AttentionConfig
     constant_state = False
+    llama_rounding = False
+    """Whether RoPE rounds as `HybridLM` says of Llamas."""
     qk_weight: Tensor
 
     def __init__(self, options: AttentionConfig, model: "BaseModelConfig", index: int):
@@ -85,15 +98,16 @@ class Attention(Mixer):
             self.register_buffer("qk_weight", torch.randn(rows, model.d_model) / math.sqrt(model.d_model))
             self.v_proj = nn.Linear(model.d_model, kv, bias=False)
         else:
-            self.qkv_proj = nn.Linear(model.d_model, q + 2 * kv, bias=options.bias != "none")
+            rows = 2 * q if options.gate else q  # each head's q, then its gate, as Qwen3-Next has them
+            self.qkv_proj = nn.Linear(model.d_model, rows + 2 * kv, bias=options.bias != "none")
         self.o_proj = nn.Linear(q, model.d_model, bias=options.bias == "all")
         if options.qk_norm != "none":
             head = options.qk_norm == "head"
-            self.q_norm = RMSNorm(self.head_dim if head else q, model.norm_eps)
-            self.k_norm = RMSNorm(self.head_dim if head else kv, model.norm_eps)
+            self.q_norm = RMSNorm(self.head_dim if head else q, model.norm_eps, model.zero_centered_norms)
+            self.k_norm = RMSNorm(self.head_dim if head else kv, model.norm_eps, model.zero_centered_norms)
 
     def forward(self, x: Tensor, sequences: Sequences, state: KVState | None = None) -> Mixed:
-        q, k, v = self._project(x, sequences)
+        q, k, v, gate = self._project(x, sequences)
         if state is None or sequences.fresh:
             lengths = sequences.lengths if sequences.packed else None
             dropout = self.options.dropout if self.training else 0.0
@@ -102,29 +116,38 @@ class Attention(Mixer):
                 self._remember(state, sequences, k, v)
         else:
             o = self._continue(state, sequences, q, k, v)
-        return Mixed(self.o_proj(o.flatten(2)))
+        o = o.flatten(2)
+        return Mixed(self.o_proj(o if gate is None else o * gate.sigmoid()))
 
-    def _project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, D] -> q [B, T, H, head_dim] and k, v [B, T, H_kv, head_dim], normalised and rotated."""
+    def _project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """x [B, T, D] -> q [B, T, H, head_dim] and k, v [B, T, H_kv, head_dim], normalised and rotated, and the gate
+        [B, T, H head_dim] before its sigmoid, if there is one.
+        """
         heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
-        q, k, v = self._qkv(x, [n * self.head_dim for n in heads])
+        q, k, v, gate = self._qkv(x, [n * self.head_dim for n in heads])
         if self.options.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.unflatten(-1, (n, self.head_dim)) for y, n in zip((q, k, v), heads, strict=True))
         if self.options.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rope:
-            cos, sin = rotation(self.options.rope, self.head_dim, sequences.positions)
+            # Llama's tables have the parameters' dtype: rounded in a bfloat16 model, exact under autocast
+            tables = self.o_proj.weight.dtype if self.llama_rounding else torch.float32
+            cos, sin = rotation(self.options.rope, self.head_dim, sequences.positions, tables)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return q, k, v
+        return q, k, v, gate
 
-    def _qkv(self, x: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
-        """x [B, T, D] -> the three projections, heads side by side."""
-        if not self.options.freeze_qk:
-            return self.qkv_proj(x).split(widths, -1)
-        qk = F.linear(x, self.qk_weight)
-        q, k = (qk, qk) if self.options.tie_qk else qk.split(widths[:2], -1)
-        return q, k, self.v_proj(x)
+    def _qkv(self, x: Tensor, widths: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """x [B, T, D] -> the three projections, heads side by side, and the gate, if there is one."""
+        if self.options.freeze_qk:
+            qk = F.linear(x, self.qk_weight)
+            q, k = (qk, qk) if self.options.tie_qk else qk.split(widths[:2], -1)
+            return q, k, self.v_proj(x), None
+        if not self.options.gate:
+            return *self.qkv_proj(x).split(widths, -1), None
+        q_gate, k, v = self.qkv_proj(x).split([2 * widths[0], *widths[1:]], -1)
+        q, gate = (y.flatten(2) for y in q_gate.unflatten(-1, (self.n_heads, 2, self.head_dim)).unbind(-2))
+        return q, k, v, gate
 
     def _continue(self, state: KVState, sequences: Sequences, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from new tokens to remembered and new keys, then remember the new ones."""

@@ -1,7 +1,8 @@
 """The model in plain PyTorch. Nothing in this folder knows how it is trained."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..lazy import on_first_use
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -9,10 +10,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "HybridLM", "Output"]
 
-_HOME = {"HybridLM": ".decoder", "Output": ".decoder", "Cache": ".cache"}
-
-
-def __getattr__(name: str):  # on first use: mixers need parts of this package, and the decoder needs the mixers
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name], __name__), name)
+# mixers need parts of this package, and the decoder needs the mixers
+__getattr__ = on_first_use(__name__, {"HybridLM": ".decoder", "Output": ".decoder", "Cache": ".cache"})

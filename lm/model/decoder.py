@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..mixers import MIXERS, Mixer
+from ..mixers.attention import Attention
 from .block import Block
 from .cache import Cache
 from .layout import LayerSpec
@@ -42,8 +43,12 @@ class HybridLM(nn.Module):
 
     Initialisation: matrices and embeddings from N(0, s^2), s = `init_std` or min(0.04, 0.02 sqrt(512 / d_model)); the
     two projections by which a layer writes into the residual stream from N(0, s^2 / (2 n_layers)), so that the
-    stream's variance does not grow with depth (Radford et al. 2019); norms at 1, biases at 0; what a mixer initialises
-    itself stays.
+    stream's variance does not grow with depth (Radford et al. 2019); norms multiply by 1, biases are 0; what a mixer
+    initialises itself stays.
+
+    Rounding: a model cast to bfloat16 rounds as late as it can, unless it is a Llama, all of its layers attention with
+    the norm before it. That one rounds where transformers' Llama, Mistral, Qwen2 and Qwen3 do: tables of RoPE, each
+    product with them, and normalised activations before a norm's weight. Under autocast nothing of this applies.
     """
 
     def __init__(self, config: "BaseModelConfig"):
@@ -54,10 +59,14 @@ class HybridLM(nn.Module):
         specs = config.layer_specs()
         self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(specs))
         self.shared = nn.ModuleDict(_shared_modules(specs, config))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed.weight
+        if all(spec.mixer == "attention" and spec.options.norm == "pre" for spec in specs):
+            for module in self.modules():
+                if isinstance(module, RMSNorm | Attention):
+                    module.llama_rounding = True
         self.init_weights()
 
     @torch.no_grad()

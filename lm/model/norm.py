@@ -11,40 +11,58 @@ class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4).
 
     Statistics in float32 at least. The output has x's dtype, or the autocast dtype where autocast is on: several
-    projections read it, and each would cast it anew.
+    projections read it, and each would cast it anew. It is rounded once, unless the norm has Llama's rounding, see
+    `HybridLM`, and both x and weight are of lower precision: then x / sqrt(..) is rounded before the weight multiplies.
+
+    zero_centered: 1 + weight multiplies, in float32 at least, and the weight starts at 0 (Gemma, Qwen3-Next).
     """
 
-    def __init__(self, dim: int, eps: float):
+    llama_rounding = False
+
+    def __init__(self, dim: int, eps: float, zero_centered: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim) if zero_centered else torch.ones(dim))
+        self.eps, self.zero_centered = eps, zero_centered
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return _Normalize.apply(x, self.weight, 1 / x.shape[-1], self.eps, out)  # type: ignore[return-value]
+        weight = self.weight
+        if self.zero_centered:
+            weight = 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return _Normalize.apply(x, weight, True, self.eps, self.llama_rounding, out)  # type: ignore[return-value]
 
 
 def l2_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(sum(x^2) + eps) over the last axis; eps inside the root keeps the gradient of a zero vector finite."""
-    return _Normalize.apply(x, None, 1.0, eps, x.dtype)  # type: ignore[return-value]
+    return _Normalize.apply(x, None, False, eps, False, x.dtype)  # type: ignore[return-value]
 
 
 class _Normalize(torch.autograd.Function):
-    """y = x r w with r = (share * sum(x^2) + eps)^(-1/2). PyTorch's composite form makes more passes over memory."""
+    """y = x r w with r = (sum(x^2) + eps)^(-1/2) or, if `mean`, (mean(x^2) + eps)^(-1/2).
+
+    PyTorch's composite form makes more passes over memory; sums and roundings in the forward are the same, bit for bit.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, share: float, eps: float, out: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, mean: bool, eps: float, llama_rounding: bool, out: torch.dtype
+    ) -> Tensor:
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        r = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().mul_(share).add_(eps).rsqrt_()
+        y = exact.square()
+        r = (y.mean if mean else y.sum)(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
-        ctx.share = share
-        y = exact * r
-        return (y if weight is None else y.mul_(weight)).to(out)
+        ctx.share = 1 / x.shape[-1] if mean else 1.0
+        torch.mul(exact, r, out=y)
+        if weight is not None and llama_rounding:
+            y = y.to(torch.promote_types(x.dtype, weight.dtype))
+        if weight is not None:
+            y.mul_(weight)
+        return y.to(out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         x, weight, r = ctx.saved_tensors
         dy = dy.to(r.dtype)
         normal = x.to(r.dtype) * r
@@ -53,4 +71,4 @@ class _Normalize(torch.autograd.Function):
         along = torch.linalg.vecdot(d, normal).unsqueeze(-1).mul_(-ctx.share)
         dx = torch.addcmul(d, normal, along).mul_(r).to(x.dtype)
         dw = None if weight is None else dy.mul(normal).flatten(0, -2).sum(0).to(weight.dtype)
-        return dx, dw, None, None, None
+        return dx, dw, None, None, None, None

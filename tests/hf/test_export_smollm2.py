@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridlm.lm.hf import load_pretrained, save_pretrained
 from hybridlm.tests.hf.helpers import assert_same_bits
-from hybridlm.tests.oracles import assert_close, relative_rms
+from hybridlm.tests.oracles import assert_close
 
 RUN = Path(__file__).parents[2] / "runs" / "smollm2"
 TEXT = "Fellow citizens,  we gather here\n\n to speak of 1234 naïve plans — and of the state of the union."
@@ -32,9 +32,7 @@ def test_smollm2(tmp_path):
     found = theirs.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert torch.equal(found, model.generate(ids, 8, temperature=0))
     assert_same_bits(load_pretrained(tmp_path / "out"), model)
-    # bfloat16: a few tokens are so ill-conditioned that either's rounding moves their logits by more than their size
-    own, other = model.to(torch.bfloat16)(ids).logits[0], theirs.to(torch.bfloat16)(ids).logits[0]
-    ours_off, theirs_off = (
-        torch.tensor([relative_rms(a, b) for a, b in zip(x, exact[0], strict=True)]) for x in (own, other)
-    )
-    assert ours_off.median() <= 3e-2 and ours_off.median() <= 1.5 * theirs_off.median()
+    # bfloat16: a few tokens are so ill-conditioned that one rounding elsewhere moves their logits by half their size;
+    # loaded in that dtype, for a cast of transformers' model rounds its RoPE frequencies too
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    assert_close(model.to(torch.bfloat16)(ids).logits, theirs(ids).logits, 1e-2, "bfloat16 logits")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridlm.lm.data.sources import SOURCES, read, unpack_model
-from hybridlm.lm.hf import load_pretrained
+from hybridlm.lm.hf import load_pretrained, save_pretrained
 from hybridlm.lm.hf.importing import import_llama
 from hybridlm.tests.oracles import assert_close
 
@@ -21,6 +21,12 @@ pytestmark = [
     pytest.mark.skipif(not WHEEL.is_file(), reason="hybridlm fetch smollm2 gets the model"),
 ]
 PROMPT = "The capital of France is"
+TEXTS = {
+    "prompt": PROMPT * 9,
+    "speech": "Fellow citizens,  we gather here\n\n to speak of 1234 naïve plans — and of the state of the union.",
+    "code": "def power(x, n):\n    y = 1\n    for _ in range(n):\n        y *= x\n    return y\n\n\nprint(power(2, 9))",
+    "chat": "<|im_start|>user\nHow many moons has Jupiter?<|im_end|>\n<|im_start|>assistant\n",
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +64,39 @@ def test_logits_are_those_of_transformers(run, model, tmp_path):
     """The same run as a folder for transformers: the way out is as exact as the way in."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hybridlm.lm.hf import save_pretrained
-
     save_pretrained(model, tmp_path / "out", tokenizer=run.tokenizer(), format="llama")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     ids = torch.tensor([run.tokenizer().encode(PROMPT * 9)])
     assert_close(model(ids).logits, theirs(ids).logits, 1e-5, "logits")
-    both = load_pretrained(run.folder, dtype=torch.bfloat16), theirs.bfloat16()
-    # of all logits of a position a common part drops out; 30 layers of rounding are in what remains
-    found, expected = (m(ids).logits.float().log_softmax(-1) for m in both)
-    assert_close(found, expected, 1e-2, "log-probabilities in bfloat16")
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "tokenizer")
     for text in (PROMPT, "naïve 北京 🙂 12345", "x  =\t1;\r\n<|im_end|> I'll"):
         assert tokenizer(text, add_special_tokens=False).input_ids == run.tokenizer().encode(text)
+
+
+@pytest.fixture(scope="module")
+def bfloat16(run, model, tmp_path_factory):
+    """Ours, read from the run, and transformers', read from the exported folder."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    save_pretrained(model, folder, tokenizer=run.tokenizer(), format="llama")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    return load_pretrained(run.folder, dtype=torch.bfloat16), theirs
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@torch.no_grad()
+def test_bfloat16_logits_are_those_of_transformers(run, bfloat16, text):
+    """30 layers amplify roundings: elsewhere, they move logits by 2e-2, and those of the speech by 0.7."""
+    mine, theirs = bfloat16
+    ids = torch.tensor([run.tokenizer().encode(TEXTS[text])])
+    assert_close(mine(ids).logits, theirs(ids).logits, 1e-2, "logits")
+
+
+@pytest.mark.skipif(not BOOK.is_file(), reason="hybridlm fetch mobydick gets the text")
+@torch.no_grad()
+def test_bfloat16_logits_of_moby_dick(run, bfloat16):
+    mine, theirs = bfloat16
+    text = next(iter(read("mobydick", CACHE))).text
+    ids = torch.tensor([run.tokenizer().encode(text[start : start + 2_000])[:400] for start in (200_000, 700_000)])
+    assert_close(mine(ids).logits, theirs(ids).logits, 1e-2, "logits")

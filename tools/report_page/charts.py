@@ -95,14 +95,17 @@ def heat_map(title: str, cells: list[dict[str, Any]]) -> Markup:
         grid[depths.index(cell["depth"]), lengths.index(cell["length"])] = cell["score"]
     size = (1.6 + 0.62 * len(lengths), 1.1 + 0.3 * len(depths))
     with chart(f"{title}: score by depth and length", *size) as (axes, image):
-        axes.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        axes.pcolormesh(grid, vmin=0, vmax=1, cmap="RdYlGn", edgecolors="white", linewidth=1)
         axes.grid(False)
-        axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
-        axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
+        axes.set_xticks(np.arange(len(lengths)) + 0.5, [f"{length:,}" for length in lengths])
+        axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{100 * depth:.0f} %" for depth in depths])
+        axes.invert_yaxis()
         if len(depths) <= 12:
             for (row, column), score in np.ndenumerate(grid):
                 if not np.isnan(score):
-                    axes.text(column, row, f"{100 * score:.0f}", ha="center", va="center", fontsize=8)
+                    colour = "white" if abs(score - 0.5) > 0.35 else "black"  # the map is dark at both its ends
+                    figure = f"{100 * score:.0f}"
+                    axes.text(column + 0.5, row + 0.5, figure, ha="center", va="center", fontsize=8, color=colour)
         axes.set(title=title, xlabel="tokens", ylabel="depth")
     return image[0]
 

@@ -46,15 +46,15 @@ class RunView:
     def facts(self) -> dict[str, str]:
         """The run's line in the overview."""
         recipe, steps = self.run.recipe, self.of_kind("train")
-        last = steps[-1]["step"] if steps else 0
+        last = steps[-1]["step"] if steps else None  # weights that came from elsewhere
         tail = steps[-20:]
         seconds = sum(record["seconds"] for record in tail)
         return {
             "layers": describe(recipe.model.layer_specs()),
             "width": str(recipe.model.d_model),
             "context": f"{recipe.model.context:,}",
-            "steps": f"{last:,} of {recipe.train.steps:,}",
-            "tokens": f"{last * self.tokens_per_step / 1e6:,.1f} M",
+            "steps": "-" if last is None else f"{last:,} of {recipe.train.steps:,}",
+            "tokens": "-" if last is None else f"{last * self.tokens_per_step / 1e6:,.1f} M",
             "train loss": f"{sum(r['loss'] for r in tail) / len(tail):.3f}" if tail else "-",
             "tokens/s": f"{len(tail) * self.tokens_per_step / seconds:,.0f}" if seconds else "-",
             "code": json.loads((self.run.folder / "code.json").read_text())["git"] if self._has_code else "-",

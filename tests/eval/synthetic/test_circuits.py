@@ -11,6 +11,7 @@ from hybridlm.eval.synthetic.circuits import (
     N_OBJECTS,
     ColouredObjects,
     IndirectObject,
+    reuse_between,
     reuse_score,
 )
 from hybridlm.lm.model.sequences import Sequences
@@ -166,6 +167,14 @@ def test_another_draw_of_the_examples_gives_the_same_score():
     assert (first.effects < 0).all()  # without them, the right answer fares better
     assert first.spearman > 0.8 and first.jaccard == 1
     assert abs(first.spearman - second.spearman) < 0.05 and abs(first.jaccard - second.jaccard) < 0.05
+
+
+def test_results_hold_the_reuse_between_two_circuit_tasks_and_no_others(model):
+    score = reuse_score(model, TASKS)
+    found = reuse_between(model, [TASKS[0], TASKS[0], TASKS[1]])["reuse"]
+    assert (found["spearman"], found["jaccard"]) == (score.spearman, score.jaccard)
+    assert found["effects"] == dict(zip(("indirect_object", "coloured_objects"), score.effects.tolist(), strict=True))
+    assert reuse_between(model, [TASKS[0], TASKS[0]]) == reuse_between(model, []) == {}
 
 
 def test_a_vocabulary_that_is_too_small_is_an_error():

@@ -8,6 +8,7 @@ import torch
 
 from hybridlm.eval.synthetic import random_features as rf
 from hybridlm.eval.synthetic.random_features import Inputs, attention_features, draw, random_matrices, ridge
+from hybridlm.lm.errors import ConfigError
 
 
 def small(n: int = 30, seed: int = 0) -> Inputs:
@@ -121,3 +122,22 @@ def test_anchors_and_bad_sizes():
         rf.probe(n_train=5)
     with pytest.raises(ValueError, match="heads=0"):
         rf.probe(heads=0)
+
+
+def test_measured_is_the_mean_over_seeds_beside_the_anchors():
+    small = {"heads": 6, "dim": 4, "n_keys": 5, "n_train": 60, "n_test": 40}
+    measured = rf.measure(seed=3, seeds=2, **small)
+    assert measured.fits == [rf.probe(seed, **small) for seed in (3, 4)] and measured.sizes == small
+    table = measured.table()
+    assert [column.header for column in table.columns] == ["features", "second moment", "selected sum"]
+    first = [fits[0].error for fits in measured.fits]
+    deviation = abs(first[0] - first[1]) / 2**0.5
+    assert next(iter(table.columns[1].cells)) == f"{sum(first) / 2:.3f} ± {deviation:.3f}"
+    at_defaults = rf.Measured(measured.fits, {}).table()
+    assert [column.header for column in at_defaults.columns].count("anchor") == 2
+    assert list(at_defaults.columns[2].cells) == ["0.134", "0.163", "0.14", "", "1.21"]
+
+
+def test_sizes_out_of_range_are_an_error():
+    with pytest.raises(ConfigError, match="n_train=3 at least 10"):
+        rf.measure(n_train=3)

@@ -143,4 +143,4 @@ def test_recipes_are_listed_with_their_sizes():
     list_recipes(console)
     assert "mqar/t1-smoke" in console.file.getvalue()
     show_recipe("mqar/ratio-mini", "*3to1*", False, console)
-    assert re.search(r"hybrid-3to1-d32 +1 \+ 6 \+ 2 ", console.file.getvalue())
+    assert re.search(r"hybrid-3to1-d32 +1 \+ 18 \+ 6 ", console.file.getvalue())

@@ -14,7 +14,7 @@ from hybridlm.lm.errors import DataError, UserError
 from hybridlm.lm.strict import ConfigError
 from hybridlm.tests.eval.synthetic.replies import reply
 from hybridlm.tests.eval.synthetic.toy import recipe
-from hybridlm.tools.synthetic import run_synthetic
+from hybridlm.tools.synthetic import reuse_rows, run_synthetic
 
 GRID = {
     "learning_rates": [0.01, 0.03],
@@ -190,3 +190,12 @@ def test_a_process_that_dies_costs_one_call():
     for call in "abc":
         assert outcomes[call].value[::2] == (call, "1")
         assert outcomes[call].value[1] != os.getpid()
+
+
+def test_the_table_of_reuse_has_the_variants_that_were_tested_on_both_tasks():
+    def line(variant, seed, **more):
+        return {"variant": variant, "lr": 0.1, "seed": seed, "accuracy": 0.5, "steps_to_99": None, **more}
+
+    lines = [line("mix", seed, reuse={"spearman": 0.4 + seed / 5, "jaccard": 1.0, "effects": {}}) for seed in (0, 1)]
+    assert reuse_rows([*lines, line("other", 0)]) == [("mix", "0.500 ± 0.141", "1.000 ± 0.000")]
+    assert reuse_rows([line("other", 0)]) == []
