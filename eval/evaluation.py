@@ -5,12 +5,13 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from unittest import mock
 
 import lm_eval.api.task
+import lm_eval.utils
 import numpy as np
 import torch
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -74,7 +75,7 @@ class Benchmarks:
         self._run(rehearsal, bootstrap_iters=0)
 
     def _run(self, harness: HybridHarness, bootstrap_iters: int) -> Any:
-        with _quiet(harness.verbose), _random_state_kept():
+        with _quiet(), _random_state_kept(), templates_compiled_once():
             for task in self.tasks.values():
                 if self.options.fewshot_seed is not None:
                     task.set_fewshot_seed(self.options.fewshot_seed)  # its generator goes on from call to call
@@ -106,15 +107,14 @@ def evaluate(
     data_parallel: bool = False,
     seed: int = 0,
     checkpoint: str = "",
-    verbose: bool = False,
+    progress: bool = False,
 ) -> Scores:
     """Score `model` on tasks and groups of the catalogue; their files are looked for in `cache`.
 
     max_length: tokens per input, BOS included. limit: only the first documents of each task. num_fewshot: solved
     questions before each, the task's first ones or drawn by fewshot_seed. checkpoint: a name for the weights, kept with
-    the scores. verbose: lm-eval's messages and progress bars. batch_tokens, on_long, responses and data_parallel: see
-    HybridHarness. Raises ConfigError for no or an unknown task and for numbers out of range, DataError for missing
-    files.
+    the scores. batch_tokens, on_long, responses, data_parallel and progress: see HybridHarness. Raises ConfigError for
+    no or an unknown task and for numbers out of range, DataError for missing files.
     """
     options = Options(Path(cache).expanduser(), tokenizer, num_fewshot, fewshot_seed)
     benchmarks = Benchmarks.build(tasks, options, limit)
@@ -127,9 +127,17 @@ def evaluate(
         responses=responses,
         data_parallel=data_parallel,
         seed=seed,
-        verbose=verbose,
+        progress=progress,
     )
     return benchmarks.score(harness, checkpoint)
+
+
+@contextmanager
+def templates_compiled_once() -> Iterator[None]:
+    """Inside, lm-eval compiles a prompt's template once; it would for every question again, most of its time."""
+    templates = lm_eval.utils.env
+    with mock.patch.object(templates, "from_string", cache(templates.from_string)):
+        yield
 
 
 @contextmanager
@@ -145,17 +153,16 @@ def _random_state_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(verbose: bool = False) -> Iterator[None]:
-    """Without `verbose`, only lm-eval's errors come through."""
+def _quiet() -> Iterator[None]:
+    """Inside, only lm-eval's errors come through."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     with ExitStack() as stack:
-        if not verbose:
-            logger.setLevel(logging.ERROR)
-            stack.callback(logger.setLevel, level)
-            if not are_progress_bars_disabled():
-                disable_progress_bars()
-                stack.callback(enable_progress_bars)
-            # lm-eval has no switch for the bar it shows while it writes the prompts
-            stack.enter_context(mock.patch.object(lm_eval.api.task, "tqdm", partial(tqdm, disable=True)))
+        logger.setLevel(logging.ERROR)
+        stack.callback(logger.setLevel, level)
+        if not are_progress_bars_disabled():
+            disable_progress_bars()
+            stack.callback(enable_progress_bars)
+        # lm-eval has no switch for the bar it shows while it writes the prompts
+        stack.enter_context(mock.patch.object(lm_eval.api.task, "tqdm", partial(tqdm, disable=True)))
         yield

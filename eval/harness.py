@@ -45,7 +45,7 @@ class HybridHarness(LM):
 
     on_long: what happens to a context that does not fit whole: cut on the left and counted, or an error. responses:
     folder of a ResponseCache. data_parallel: every process of the torch.distributed group makes the same calls, does a
-    share of the work and gets all results, so lm-eval needs to know of one process only.
+    share of the work and gets all results, so lm-eval needs to know of one process only. progress: a bar on a terminal.
 
     Counted by task: `truncated`, requests whose context did not fit whole; `apart`, requests where a token of the
     joined text spans context and continuation, which are then encoded one by one.
@@ -66,7 +66,7 @@ class HybridHarness(LM):
         responses: str | Path | None = None,
         data_parallel: bool = False,
         seed: int = 0,
-        verbose: bool = False,
+        progress: bool = False,
     ):
         super().__init__()
         if max_length < 2:
@@ -81,7 +81,7 @@ class HybridHarness(LM):
         self.model, self.tokenizer = model, tokenizer
         self.max_length, self.batch_tokens, self.share_prefixes = max_length, batch_tokens, share_prefixes
         self.on_long, self.data_parallel = on_long, data_parallel
-        self.seed, self.verbose = seed, verbose
+        self.seed, self.progress = seed, progress
         self.truncated: Counter[str] = Counter()
         self.apart: Counter[str] = Counter()
         self._responses: tuple[str | Path, str] | None = None
@@ -224,12 +224,13 @@ class HybridHarness(LM):
                     {chosen[k]: answer for k, answer in cache.known(keys[i] for i in chosen).items()} if cache else {}
                 )
                 left = [i for i in chosen if i not in done]
-                progress = tqdm(None, doing, len(chosen), initial=len(done), disable=not self.verbose)
-                stack.enter_context(progress)
+                hidden = None if self.progress else True  # None: where there is no terminal
+                bar = tqdm(None, doing, len(chosen), leave=False, initial=len(done), disable=hidden)
+                stack.enter_context(bar)
                 stack.enter_context(inference(self.model))
                 for i, answer in compute(left):
                     done[i] = answer
-                    progress.update()
+                    bar.update()
                     if cache:
                         cache.add(keys[i], answer)
             return done

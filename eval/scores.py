@@ -6,6 +6,7 @@ import math
 import statistics
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,7 +80,7 @@ class Scores:
 
     def table(self) -> Table:
         """One row per metric; the last column says what a reader should know before comparing."""
-        table = Table()
+        table = Table(caption_justify="left")
         table.add_column("task", no_wrap=True)
         table.add_column("metric", no_wrap=True)
         for column in ("value", "± stderr", "chance", "n"):
@@ -87,14 +88,24 @@ class Scores:
         table.add_column("note")
         for score in self.scores:
             numbers = (score.value, score.stderr, score.chance)
-            cells = ["-" if number is None else f"{number:.4f}" for number in numbers]
+            cells = ["-" if n is None else f"{n:.4f}" if n < 1e4 else f"{n:.2e}" for n in numbers]
             table.add_row(score.task, score.metric, *cells, str(score.n), _note(score))
+        told = (
+            f"{word}: {meaning}" for field, (word, meaning) in NOTES.items() if any(map(attrgetter(field), self.scores))
+        )
+        table.caption = "; ".join(told)
         return table
 
 
+NOTES = {
+    "truncated": ("cut", "requests whose context did not fit"),
+    "apart": ("apart", "answers tokenised by themselves"),
+    "ties": ("ties", "questions with two best answers, of which the first counts as chosen"),
+}
+
+
 def _note(score: Score) -> str:
-    counts = {"contexts cut": score.truncated, "answers tokenised apart": score.apart, "ties": score.ties}
-    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return ", ".join(f"{count} {word}" for field, (word, _) in NOTES.items() if (count := getattr(score, field)))
 
 
 def group_mean(group: str, scores: list[Score]) -> list[Score]:

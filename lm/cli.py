@@ -1,5 +1,6 @@
 """The command line: one verb per thing a user does, each a thin call. Heavy imports happen inside the verbs."""
 
+import errno
 import json
 import os
 import shlex
@@ -148,7 +149,7 @@ def convert_llama(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="the run folder to make")],
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as stored")] = None,
 ) -> None:
-    """Llama, Mistral, Qwen2, Qwen3 or OLMo Hybrid from disk: a run to score, to sample from or to train on."""
+    """Llama, Mistral, Qwen2, Qwen3, Qwen3.5 or OLMo Hybrid from disk: a run to score, to sample from or to train on."""
     from ..tools.convert import convert_llama as convert
 
     convert(src, dst, dtype, _console())
@@ -359,6 +360,11 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"hybridlm: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"hybridlm: {error.filename or 'disk'}: {error.strerror}; free some and repeat", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("hybridlm: interrupted; the same command goes on from the latest checkpoint", file=sys.stderr)

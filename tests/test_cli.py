@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -122,6 +123,17 @@ def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
     code, err = run_main("generate", str(tmp_path), "--prompt", "x", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 1
     assert err == f"hybridlm: run {str(tmp_path)!r}: no recipe.yaml there; give a run folder such as runs/demo\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def fill(*_args, **_how):
+        with open("/dev/full", "w") as full:
+            full.write("x")
+
+    monkeypatch.setattr("hybridlm.tools.report.report_runs", fill)
+    code, err = run_main("report", "runs/none", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, err) == (1, "hybridlm: disk: No space left on device; free some and repeat\n")
 
 
 def test_recipes_lists_what_comes_with_the_package():

@@ -14,15 +14,21 @@ from ..lm.strict import nearest
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The dtype of an option; None for none. Raises ConfigError for an unknown one."""
+    if name is not None and name not in DTYPES:
+        raise ConfigError(f"dtype {name!r}: unknown; {nearest(name, DTYPES)}")
+    return DTYPES[name] if name else None
+
+
 def convert_llama(src: str, dst: Path, dtype: str | None, console: Console) -> None:
     """Make the run folder `dst` of the Llama-family checkpoint `src`; see `import_llama`.
 
     dtype: fp32, bf16 or fp16, of the weights on disk; None keeps them as they are stored.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: unknown; {nearest(dtype, DTYPES)}")
+    kind = dtype_named(dtype)
     with stage(console, f"converting {src}"):
-        run = import_llama(src, dst, DTYPES[dtype] if dtype else None)
+        run = import_llama(src, dst, kind)
     model = run.recipe.model
     size = (run.newest_checkpoint() / "model.safetensors").stat().st_size
     console.print(

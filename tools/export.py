@@ -3,20 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from ..lm.errors import ConfigError
 from ..lm.hf.exporting import save_pretrained
 from ..lm.hf.families import choose_format
 from ..lm.hf.folders import check_free
 from ..lm.hf.importing import load_pretrained
 from ..lm.run import Run
-from ..lm.strict import nearest
+from .convert import dtype_named
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export_run(run: Path, dst: Path, format: str, dtype: str | None, console: "Console") -> None:
@@ -25,14 +20,13 @@ def export_run(run: Path, dst: Path, format: str, dtype: str | None, console: "C
     format: see `save_pretrained`. dtype: fp32, bf16 or fp16 to cast the weights to, but for those that a mixer keeps in
     float32; None writes them as they are. Raises ConfigError before anything is written.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: unknown; {nearest(dtype, DTYPES)}")
+    kind = dtype_named(dtype)
     check_free(dst)
     opened = Run(run)
     format = choose_format(opened.recipe.model, format)
     model = load_pretrained(run)
-    if dtype is not None:
-        model = model.to(DTYPES[dtype])
+    if kind is not None:
+        model = model.to(kind)
     tokenizer = opened.folder / "tokenizer"
     save_pretrained(model, dst, tokenizer=tokenizer if tokenizer.is_dir() else None, format=format)
     size = sum(file.stat().st_size for file in dst.glob("*.safetensors"))

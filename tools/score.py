@@ -85,6 +85,7 @@ def run_suite(
                 data_parallel=together,
                 seed=run.recipe.seed,
                 checkpoint=newest,
+                progress=speaks,
             )
         if speaks:
             scores.save(run.folder / "eval" / newest / "tasks.json")

@@ -7,7 +7,19 @@ from rich.console import Console
 
 from ..eval.synthetic.plots import plot_ratio, plot_tradeoff
 from ..eval.synthetic.recipe import SyntheticRecipe
-from ..eval.synthetic.sweep import NOTES, Line, best, by_slice, header, measure, read_results, spread, summary, sweep
+from ..eval.synthetic.sweep import (
+    NOTES,
+    Line,
+    best,
+    by_slice,
+    header,
+    measure,
+    metrics,
+    read_results,
+    spread,
+    summary,
+    sweep,
+)
 from ..eval.synthetic.task import Anchor
 from ..lm.console import markdown_table, plain_table
 from ..lm.data.files import write_atomically
@@ -49,19 +61,20 @@ def run_synthetic(
 
 
 def _write(recipe: SyntheticRecipe, lines: list[Line], typed: str, out: Path, console: Console) -> None:
-    rows, slices = list(summary(lines)), by_slice(lines)
-    columns, metric = header(lines), measure(lines)
+    rows, columns = list(summary(lines)), header(lines)
+    slices = {metric: by_slice(lines, metric) for metric in metrics(lines)}
     narrow = [tuple(row[i] for i in ON_TERMINAL) for row in (columns, *rows)]
     console.print(plain_table(f"{recipe.name}: best learning rate, mean over seeds", narrow[0], narrow[1:]))
-    console.print(plain_table(f"{metric} by slice", *slices))
+    for metric, cells in slices.items():
+        console.print(plain_table(f"{metric} by slice", *cells))
     reused = reuse_rows(lines)
     if reused:
         console.print(plain_table("layers that both tasks need", REUSE, reused))
     parts = [
         f"`{typed}`, {len(lines)} runs, on {hardware()}.\n",
         markdown_table(columns, rows),
-        NOTES,
-        f"{metric} by slice:\n\n{markdown_table(*slices)}",
+        NOTES.format(measure=measure(lines)),
+        *(f"{metric} by slice:\n\n{markdown_table(*cells)}" for metric, cells in slices.items()),
     ]
     if reused:
         parts.append(f"{REUSE_NOTE}\n\n{markdown_table(REUSE, reused)}")

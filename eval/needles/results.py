@@ -96,16 +96,18 @@ class Needles(Saved):
 
     def table(self) -> Table:
         """One row per task and length."""
-        table = Table(title=f"needles in {self.haystack}", title_justify="left")
+        table = Table(title=f"needles in {self.haystack}", title_justify="left", caption_justify="left")
         table.add_column("task", no_wrap=True)
         for column in ("length", "score", "± stderr", "answer tokens right", "all right", "nats per token", "n"):
             table.add_column(column, justify="right")
-        table.add_column("note")
+        table.add_column("note", no_wrap=True)
         for t in self.summary:
             numbers = (t.score, t.stderr, t.answer_accuracy, t.answer_exact, t.answer_nats)
             cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
-            note = f"{t.beyond} beyond the model's length" if t.beyond else ""
+            note = f"{t.beyond} beyond" if t.beyond else ""
             table.add_row(t.task, str(t.length), *cells, str(t.n), note)
+        if any(t.beyond for t in self.summary):
+            table.caption = "beyond: prompts longer than what the model's positions were trained for"
         return table
 
 

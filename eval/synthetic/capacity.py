@@ -9,22 +9,24 @@ O(d_k) on average). Random keys are not orthogonal: the delta rule, exact on ort
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from rich.table import Table
+from rich.console import Group
 from torch import Tensor
 
 from ...kernels.gated_delta import gated_delta_rule
 from ...kernels.gated_linear_attention import gated_linear_attention
 from ...kernels.softmax_attention import masked_attention
+from ...lm.console import binary, plain_table
 from ...lm.errors import ConfigError
 from .drawing import generator
 
 LOADS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
+HEADER = ("P / d_k", "right", "known", "cosine", "known", "all right", "newest", "oldest", "state")
 AGES = 4  # groups of equal size into which accuracy by age is split
 
 # (accuracy, cosine) at d_k = 64, 64 labels and LOADS, by plain matrix products over 20 draws.
@@ -109,32 +111,35 @@ class Capacity:
     cells: list[Cell]
     limits: dict[str, Limit]
 
-    def table(self) -> Table:
-        """A row per operator and load, with what is known to come out beside it; limits in an operator's first row."""
-        table = Table(title=f"d_k {self.d_k}, {self.n_labels} labels, {self.trials} draws")
-        table.add_column("operator")
-        names = ("pairs", "P / d_k", "accuracy", "expected", "cosine", "expected", "all right", "newest ... oldest")
-        for name in (*names, "state bytes", "P at .99 / d_k", "P all right at .95"):
-            table.add_column(name, justify="right")
-        shown: set[str] = set()
-        for cell in self.cells:
+    def table(self) -> Group:
+        """A table per operator, a row per load, with what is known to come out beside it."""
+        return Group(
+            f"d_k {self.d_k}, {self.n_labels} labels, {self.trials} draws of P pairs; all right: in 95 % of the draws; "
+            "newest, oldest: accuracy on the last and the first quarter of what was written\n",
+            *(plain_table(self._title(name), HEADER, self._rows(name)) for name in self.limits),
+        )
+
+    def _title(self, operator: str) -> str:
+        limit = self.limits[operator]
+        more = [" at least" if pairs == limit.most else "" for pairs in (limit.accurate, limit.flawless)]
+        return (
+            f"{operator}: 0.99 right up to{more[0]} {limit.accurate / self.d_k:.2f} d_k, "
+            f"all right up to{more[1]} {limit.flawless}"
+        )
+
+    def _rows(self, operator: str) -> Iterator[tuple[str, ...]]:
+        for cell in (cell for cell in self.cells if cell.operator == operator):
             accuracy, cosine = self.expected(cell)
-            first = cell.operator not in shown
-            shown.add(cell.operator)
-            table.add_row(
-                cell.operator if first else "",
-                str(cell.n_pairs),
+            yield (
                 f"{cell.n_pairs / self.d_k:g}",
                 f"{cell.accuracy:.3f}",
                 _or_dash(accuracy),
                 f"{cell.cosine:.3f}",
                 _or_dash(cosine),
                 f"{cell.all_correct:.2f}",
-                " ".join(f"{share:.2f}" for share in cell.by_age),
-                f"{cell.state_bytes:,}",
-                *(self._limits(cell.operator) if first else ()),
+                *(f"{cell.by_age[i]:.2f}" for i in (0, -1)),
+                binary(cell.state_bytes),
             )
-        return table
 
     def expected(self, cell: Cell) -> tuple[float | None, float | None]:
         """Accuracy and cosine known for this cell: the table at d_k = 64, and for linear attention `cosine_law`."""
@@ -145,11 +150,6 @@ class Capacity:
         if cell.operator == "linear attention":
             cosine = cosine_law(cell.n_pairs, self.d_k)
         return accuracy, cosine
-
-    def _limits(self, operator: str) -> tuple[str, str]:
-        limit = self.limits[operator]
-        more = [">= " if pairs == limit.most else "" for pairs in (limit.accurate, limit.flawless)]
-        return f"{more[0]}{limit.accurate / self.d_k:.2f}", f"{more[1]}{limit.flawless}"
 
 
 def capacity(

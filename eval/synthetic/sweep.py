@@ -18,8 +18,11 @@ from .workers import run_parallel
 
 Line = dict[str, Any]
 
+DESCRIPTION = ("label", "task", "length", "n_pairs", "stderr", "n")
+"""Keys of a slice that are no metrics."""
+
 NOTES = (
-    "lr: the best by mean test accuracy over seeds, of those swept. accuracy, exact: mean over slices and seeds ± "
+    "lr: the best by mean test {measure} over seeds, of those swept. {measure}, exact: mean over slices and seeds ± "
     "standard deviation over the seeds. state: bytes of one sequence after the longest test example, float32. "
     "to 99 %: median of the steps at which a probe of the test examples was more than 99 % right, and how many of the "
     "seeds got there. steps, s/run: means; training ends early when a run is solved.\n"
@@ -188,13 +191,16 @@ def summary(lines: list[Line]) -> Iterator[tuple[str, ...]]:
         )
 
 
-def by_slice(lines: list[Line]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: each variant's accuracy, or every squared error, on every slice; mean ± deviation over seeds."""
-    slices = [s for line in lines for s in line["slices"]]
-    columns = dict.fromkeys((s["label"], key) for s in slices for key in s if key.startswith(measure(lines)))
+def metrics(lines: list[Line]) -> list[str]:
+    """What the slices are measured by."""
+    return list(dict.fromkeys(key for line in lines for s in line["slices"] for key in s if key not in DESCRIPTION))
+
+
+def by_slice(lines: list[Line], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each variant's `metric` on every slice that has it; mean ± deviation over seeds."""
+    labels = list(dict.fromkeys(s["label"] for line in lines for s in line["slices"] if metric in s))
     rows = []
     for variant, runs in best(lines).items():
         mine = [s for line in runs.lines for s in line["slices"]]
-        values = [[s[key] for s in mine if s["label"] == label] for label, key in columns]
-        rows.append([variant, *(spread(v) for v in values)])
-    return ["variant", *(label if key == "accuracy" else f"{label} {key}" for label, key in columns)], rows
+        rows.append([variant, *(spread([s[metric] for s in mine if s["label"] == label]) for label in labels)])
+    return ["variant", *labels], rows

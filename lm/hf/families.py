@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..strict import nearest
 from . import hybridlm, llama, olmo_hybrid, qwen3_5
-from .llama import Stacked
+from .stacked import Stacked
 
 if TYPE_CHECKING:
     from ..config import BaseModelConfig
@@ -29,13 +29,15 @@ FORMATS = ("auto", *FAMILIES)
 MODEL_TYPES = dict.fromkeys(llama.ARCHITECTURES, llama) | {m.MODEL_TYPE: m for m in (olmo_hybrid, qwen3_5, hybridlm)}
 
 UNREAD = {
-    "qwen3_next": "Qwen3-Next has experts, which this project has not; its dense form is qwen3_5_text",
+    "qwen3_next": "Qwen3-Next has experts, which this project has not",
     "qwen3_5": "this is Qwen3.5 with images; save its language model alone, whose type is qwen3_5_text",
 }
 
 
 def choose_format(model: "BaseModelConfig", format: str = "auto") -> str:
     """The format that `format` stands for. Raises ConfigError for an unknown one, or one that cannot be this model."""
+    if format in UNREAD and format not in FORMATS:
+        raise ConfigError(f"format {format!r}: {UNREAD[format]}; qwen3_5 is the same model with a feed-forward")
     if format not in FORMATS:
         raise ConfigError(f"format {format!r}: unknown; {nearest(format, FORMATS)}")
     if format != "auto":
@@ -56,9 +58,10 @@ def tensors_of(family: ModuleType, model: "BaseModelConfig", stored: "Mapping[st
 
 def family_of(config: dict[str, Any]) -> ModuleType:
     """The family of a config.json. Raises ConfigError for a model type that is not read."""
-    kind = str(config.get("model_type"))
-    if kind in UNREAD:
-        raise ConfigError(f"config.json: model_type {kind!r} is not supported; {UNREAD[kind]}")
-    if kind not in MODEL_TYPES:
-        raise ConfigError(f"config.json: model_type {kind!r} is not supported; {nearest(kind, MODEL_TYPES)}")
-    return MODEL_TYPES[kind]
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in MODEL_TYPES:
+        return MODEL_TYPES[kind]
+    # no nearest name: a type is not a slip of the pen, and another architecture's name would not make it one
+    why = UNREAD.get(str(kind)) or ("it has experts, which this project has not" if "moe" in str(kind) else "")
+    allowed = f"allowed: {', '.join(sorted(MODEL_TYPES))}; convert a model of one of these types"
+    raise ConfigError(f"config.json: model_type {kind!r} is not supported; {why and why + '; '}{allowed}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import ConfigError
-from .llama import Part, Stacked
+from .stacked import Part, Stacked
 
 if TYPE_CHECKING:
     from ..config import BaseModelConfig

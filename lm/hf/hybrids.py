@@ -4,13 +4,11 @@ A family gives the options that have one possible value (`Needed`, by section; "
 those that it is free in beyond what is here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ..errors import ConfigError
-from .llama import Part, Stacked
+from .stacked import ffn_width
 
 if TYPE_CHECKING:
     from ..config import BaseModelConfig
@@ -92,11 +90,6 @@ def options_of(model: "BaseModelConfig") -> dict[str, Any]:
     return {spec.mixer: spec.options for spec in model.layer_specs()}
 
 
-def ffn_width(model: "BaseModelConfig") -> int:
-    assert model.ffn is not None
-    return model.layer_specs()[0].options.ffn_hidden or model.ffn.width(model.d_model)
-
-
 def common_config(model: "BaseModelConfig") -> dict[str, Any]:
     """The part of config.json that every hybrid has, apart from its type."""
     options = options_of(model)
@@ -104,7 +97,7 @@ def common_config(model: "BaseModelConfig") -> dict[str, Any]:
     for name, shared in SHARED.items():
         fields |= {theirs: getattr(options[name], ours) for ours, theirs in shared.items()}
     return fields | {
-        "intermediate_size": ffn_width(model),
+        "intermediate_size": ffn_width(options["attention"], model),
         "layer_types": [LAYERS[spec.mixer] for spec in model.layer_specs()],
         "hidden_act": "silu",
         "attention_bias": False,
@@ -117,6 +110,10 @@ def common_section(config: dict[str, Any], needed: Needed, allowed: Mapping[str,
 
     Raises ConfigError for others, for a layer type that is neither, and KeyError for a size that is missing.
     """
+    sizes_of_layers = (theirs for shared in SHARED.values() for theirs in shared.values())
+    for key in (*SIZES.values(), *sizes_of_layers, "intermediate_size", "layer_types"):
+        if config.get(key) is None:
+            raise KeyError(key)
     allowed = {"hidden_act": "silu", "attention_bias": False} | dict(allowed)
     problems = [
         f"{name} is {config[name]!r}, only {value!r} is supported"
@@ -137,45 +134,3 @@ def common_section(config: dict[str, Any], needed: Needed, allowed: Mapping[str,
     sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
     layers = [kinds[kind] for kind in config["layer_types"]]
     return sizes | dict(needed[""]) | sections | {"layers": layers, "ffn": {"hidden": config["intermediate_size"]}}
-
-
-class Kernel(Stacked):
-    """Convolution kernels: [channels, width] here, [channels, 1, width] there."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        channels, _, width = super().shape
-        return channels, width
-
-    def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        return super().join(tensors).squeeze(1)
-
-    def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        return super().split(tensor.unsqueeze(1))
-
-
-def linear(name: str, rows: Mapping[str, int], columns: int) -> Stacked:
-    """A matrix here, and the matrices there that it stacks, with their numbers of rows."""
-    return Stacked(f"{name}.weight", tuple(Part(f"{x}.weight", (n, columns)) for x, n in rows.items()))
-
-
-def vector(name: str, theirs: str, n: int) -> Stacked:
-    return Stacked(name, (Part(theirs, (n,)),))
-
-
-def ffn(model: "BaseModelConfig") -> Iterator[Stacked]:
-    hidden = ffn_width(model)
-    yield linear("ffn.gate_up_proj", {"mlp.gate_proj": hidden, "mlp.up_proj": hidden}, model.d_model)
-    yield linear("ffn.down_proj", {"mlp.down_proj": model.d_model}, hidden)
-
-
-def whole(model: "BaseModelConfig", layers: Iterable[Iterable[Stacked]]) -> Iterator[Stacked]:
-    """Every tensor in order; `layers` by their own names. A tied head is the embedding and not named."""
-    yield linear("embed", {"model.embed_tokens": model.vocab_size}, model.d_model)
-    for i, rows in enumerate(layers):
-        for row in rows:
-            parts = tuple(Part(f"model.layers.{i}.{part.name}", part.shape) for part in row.parts)
-            yield type(row)(f"blocks.{i}.{row.name}", parts)
-    yield vector("norm.weight", "model.norm.weight", model.d_model)
-    if not model.tie_embeddings:
-        yield linear("lm_head", {"lm_head": model.vocab_size}, model.d_model)

@@ -23,10 +23,11 @@ from ..model import HybridLM
 from ..run import Run, code_revision
 from ..train.checkpoint import FORMAT
 from . import hybridlm
+from .config_file import ConfigFile
 from .families import family_of, tensors_of
 from .folders import check_free, whole_folder
-from .llama import Part, Stacked
 from .reading import Shards, Source, Weights, check, open_source
+from .stacked import Part, Stacked
 from .streaming import write_safetensors
 
 
@@ -85,6 +86,7 @@ def _plan(source: Source) -> tuple[ModelConfig, list[Stacked]]:
     """The model that a source describes, and where each of its tensors comes from, both checked."""
     try:
         family = family_of(source.config)
+        ConfigFile.parse(source.config, where="config.json")
         section = family.recipe_section(source.config)
     except ConfigError as error:
         raise ConfigError(f"{source.path}: {error}") from None

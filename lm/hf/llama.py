@@ -9,12 +9,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from ..mixers.attention import AttentionConfig
 from ..model.rope import RopeConfig
 from ..strict import ConfigError, nearest
+from .stacked import Stacked, ffn, ffn_width, linear, vector, whole
 
 if TYPE_CHECKING:
     from ..config import BaseModelConfig
@@ -178,7 +176,11 @@ def _rope_section(config: dict[str, Any]) -> dict[str, Any]:
     if any(isinstance(value, dict) for value in given.values()):
         raise ConfigError("config.json: rope_parameters differ by layer type; allowed: one set for all layers")
     if kind != "default" and kind not in ROPE_KEYS:
-        raise ConfigError(f"config.json: RoPE type {kind!r} is not supported; allowed: default, {', '.join(ROPE_KEYS)}")
+        field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+        raise ConfigError(
+            f"config.json: {field}.rope_type {kind!r} is not supported; allowed: default, {', '.join(ROPE_KEYS)}; "
+            "convert a checkpoint with one of these"
+        )
     partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if partial not in (None, 1):
         raise ConfigError(f"config.json: partial_rotary_factor {partial}; allowed: 1, all channels of a head rotate")
@@ -220,7 +222,6 @@ def hf_config(model: "BaseModelConfig") -> dict[str, Any]:
     first: AttentionConfig = layers[0]
     windows = [layer.window for layer in layers]
     kind = _choose(model, layers, windows)
-    widths = {layer.ffn_hidden or model.ffn.width(model.d_model) for layer in layers} if model.ffn else set()
     config = {
         "architectures": [ARCHITECTURES[kind].name],
         "model_type": kind,
@@ -228,7 +229,7 @@ def hf_config(model: "BaseModelConfig") -> dict[str, Any]:
         "num_attention_heads": first.n_heads,
         "num_key_value_heads": first.n_kv_heads,
         "head_dim": first.head_dim,
-        "intermediate_size": widths.pop(),
+        "intermediate_size": ffn_width(first, model),
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
@@ -305,65 +306,20 @@ def _rope_parameters(options: AttentionConfig) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": rope.theta} | {k: v for k, v in given.items() if v is not None}
 
 
-class Part(NamedTuple):
-    """A tensor of a Llama-family checkpoint."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-class Stacked(NamedTuple):
-    """One of our tensors, and the checkpoint's whose rows it stacks in this order."""
-
-    name: str
-    parts: tuple[Part, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
-
-    def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Ours from theirs, which have the order of `parts`."""
-        return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
-
-    def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Theirs by name, as views of ours."""
-        rows = tensor.split([part.shape[0] for part in self.parts])
-        return {part.name: piece for part, piece in zip(self.parts, rows, strict=True)}
-
-
 def tensors(model: "BaseModelConfig") -> Iterator[Stacked]:
     """Every tensor of an attention-only model in the order of the layers; a tied head is the embedding, unnamed."""
-    d = model.d_model
-    yield Stacked("embed.weight", (Part("model.embed_tokens.weight", (model.vocab_size, d)),))
-    for i, spec in enumerate(model.layer_specs()):
-        for name, parts in _layer(spec.options, model):
-            named = tuple(Part(f"model.layers.{i}.{part.name}", part.shape) for part in parts)
-            yield Stacked(f"blocks.{i}.{name}", named)
-    yield Stacked("norm.weight", (Part("model.norm.weight", (d,)),))
-    if not model.tie_embeddings:
-        yield Stacked("lm_head.weight", (Part("lm_head.weight", (model.vocab_size, d)),))
+    return whole(model, (_layer(spec.options, model) for spec in model.layer_specs()))
 
 
 def _layer(options: Any, model: "BaseModelConfig") -> Iterator[Stacked]:
     d, dim = model.d_model, options.head_dim
     q, kv = options.n_heads * dim, options.n_kv_heads * dim
-    assert model.ffn is not None
-    hidden, ffn_bias = options.ffn_hidden or model.ffn.width(d), model.ffn.bias
-    yield Stacked("mixer_norm.weight", (Part("input_layernorm.weight", (d,)),))
-    rows = {"q": q, "k": kv, "v": kv}
-    yield from _linear("mixer.qkv_proj", {f"self_attn.{x}_proj": n for x, n in rows.items()}, d, options.bias != "none")
+    yield vector("mixer_norm.weight", "input_layernorm.weight", d)
+    rows = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
+    yield from linear("mixer.qkv_proj", rows, d, options.bias != "none")
     if options.qk_norm == "head":
         for x in "qk":
-            yield Stacked(f"mixer.{x}_norm.weight", (Part(f"self_attn.{x}_norm.weight", (dim,)),))
-    yield from _linear("mixer.o_proj", {"self_attn.o_proj": d}, q, options.bias == "all")
-    yield Stacked("ffn_norm.weight", (Part("post_attention_layernorm.weight", (d,)),))
-    yield from _linear("ffn.gate_up_proj", {"mlp.gate_proj": hidden, "mlp.up_proj": hidden}, d, ffn_bias)
-    yield from _linear("ffn.down_proj", {"mlp.down_proj": d}, hidden, ffn_bias)
-
-
-def _linear(name: str, rows: dict[str, int], columns: int, bias: bool) -> Iterator[Stacked]:
-    """The matrix, and the bias if there is one, of projections that are one here."""
-    yield Stacked(f"{name}.weight", tuple(Part(f"{theirs}.weight", (n, columns)) for theirs, n in rows.items()))
-    if bias:
-        yield Stacked(f"{name}.bias", tuple(Part(f"{theirs}.bias", (n,)) for theirs, n in rows.items()))
+            yield vector(f"mixer.{x}_norm.weight", f"self_attn.{x}_norm.weight", dim)
+    yield from linear("mixer.o_proj", {"self_attn.o_proj": d}, q, options.bias == "all")
+    yield vector("ffn_norm.weight", "post_attention_layernorm.weight", d)
+    yield from ffn(options, model)

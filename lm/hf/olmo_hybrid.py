@@ -8,19 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .hybrids import (
-    Kernel,
-    common_config,
-    common_section,
-    differences,
-    distinct,
-    ffn,
-    linear,
-    options_of,
-    vector,
-    whole,
-)
-from .llama import Part, Stacked
+from .hybrids import common_config, common_section, differences, distinct, options_of
+from .stacked import Kernel, Part, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
     from ..config import BaseModelConfig
@@ -88,13 +77,13 @@ def _layer(mixer: str, options: Any, model: "BaseModelConfig") -> Iterator[Stack
     for ours, theirs in zip(("mixer", "ffn"), norms, strict=True):
         yield vector(f"{ours}_norm.weight", f"{theirs}_layernorm.weight", model.d_model)
     yield from (_attention if mixer == "attention" else _gated_deltanet)(options, model.d_model)
-    yield from ffn(model)
+    yield from ffn(options, model)
 
 
 def _attention(options: Any, d: int) -> Iterator[Stacked]:
     q, kv = options.n_heads * options.head_dim, options.n_kv_heads * options.head_dim
-    yield linear("mixer.qkv_proj", {f"self_attn.{x}_proj": n for x, n in zip("qkv", (q, kv, kv), strict=True)}, d)
-    yield linear("mixer.o_proj", {"self_attn.o_proj": d}, q)
+    yield from linear("mixer.qkv_proj", {f"self_attn.{x}_proj": n for x, n in zip("qkv", (q, kv, kv), strict=True)}, d)
+    yield from linear("mixer.o_proj", {"self_attn.o_proj": d}, q)
     for x, n in (("q", q), ("k", kv)):
         yield vector(f"mixer.{x}_norm.weight", f"self_attn.{x}_norm.weight", n)
 
@@ -102,10 +91,10 @@ def _attention(options: Any, d: int) -> Iterator[Stacked]:
 def _gated_deltanet(options: Any, d: int) -> Iterator[Stacked]:
     heads, k, v = options.n_v_heads, options.n_heads * options.head_dim, options.n_v_heads * options.v_head_dim
     channels = dict(zip("qkv", (k, k, v), strict=True))
-    yield linear("mixer.qkv_proj", {f"linear_attn.{x}_proj": n for x, n in channels.items()}, d)
-    yield linear("mixer.ab_proj", {"linear_attn.a_proj": heads, "linear_attn.b_proj": heads}, d)
-    yield linear("mixer.g_proj", {"linear_attn.g_proj": v}, d)
-    yield linear("mixer.o_proj", {"linear_attn.o_proj": d}, v)
+    yield from linear("mixer.qkv_proj", {f"linear_attn.{x}_proj": n for x, n in channels.items()}, d)
+    yield from linear("mixer.ab_proj", {"linear_attn.a_proj": heads, "linear_attn.b_proj": heads}, d)
+    yield from linear("mixer.g_proj", {"linear_attn.g_proj": v}, d)
+    yield from linear("mixer.o_proj", {"linear_attn.o_proj": d}, v)
     kernels = (Part(f"linear_attn.{x}_conv1d.weight", (n, 1, options.conv_size)) for x, n in channels.items())
     yield Kernel("mixer.conv", tuple(kernels))
     for name, n in (("o_norm.weight", options.v_head_dim), ("A_log", heads), ("dt_bias", heads)):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .hybrids import Kernel, common_config, common_section, differences, ffn, linear, options_of, vector, whole
-from .llama import Part, Stacked
+from .hybrids import common_config, common_section, differences, options_of
+from .stacked import Kernel, Part, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
     from ..config import BaseModelConfig
@@ -69,7 +69,7 @@ def recipe_section(config: dict[str, Any]) -> dict[str, Any]:
     KeyError for a size that is missing: transformers' defaults are those of one published model.
     """
     section = common_section(config, _needed(config["rms_norm_eps"]), {"attn_output_gate": True})
-    rope = config["rope_parameters"]
+    rope = config.get("rope_parameters") or {}
     fraction = rope.get(PARTIAL, config.get(PARTIAL, PUBLISHED_PART))
     rope_section = {"theta": rope["rope_theta"], "fraction": fraction}
     section["attention"] |= {"head_dim": config["head_dim"], "rope": rope_section}
@@ -85,24 +85,24 @@ def _layer(mixer: str, options: Any, model: "BaseModelConfig") -> Iterator[Stack
     for ours, theirs in (("mixer", "input"), ("ffn", "post_attention")):
         yield vector(f"{ours}_norm.weight", f"{theirs}_layernorm.weight", model.d_model)
     yield from (_attention if mixer == "attention" else _gated_deltanet)(options, model.d_model)
-    yield from ffn(model)
+    yield from ffn(options, model)
 
 
 def _attention(options: Any, d: int) -> Iterator[Stacked]:
     q, kv = options.n_heads * options.head_dim, options.n_kv_heads * options.head_dim
     rows = {"self_attn.q_proj": 2 * q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}  # the gate is below q, by head
-    yield linear("mixer.qkv_proj", rows, d)
-    yield linear("mixer.o_proj", {"self_attn.o_proj": d}, q)
+    yield from linear("mixer.qkv_proj", rows, d)
+    yield from linear("mixer.o_proj", {"self_attn.o_proj": d}, q)
     for x in "qk":
         yield vector(f"mixer.{x}_norm.weight", f"self_attn.{x}_norm.weight", options.head_dim)
 
 
 def _gated_deltanet(options: Any, d: int) -> Iterator[Stacked]:
     heads, k, v = options.n_v_heads, options.n_heads * options.head_dim, options.n_v_heads * options.v_head_dim
-    yield linear("mixer.qkv_proj", {"linear_attn.in_proj_qkv": 2 * k + v}, d)
-    yield linear("mixer.ab_proj", {"linear_attn.in_proj_a": heads, "linear_attn.in_proj_b": heads}, d)
-    yield linear("mixer.g_proj", {"linear_attn.in_proj_z": v}, d)
-    yield linear("mixer.o_proj", {"linear_attn.out_proj": d}, v)
+    yield from linear("mixer.qkv_proj", {"linear_attn.in_proj_qkv": 2 * k + v}, d)
+    yield from linear("mixer.ab_proj", {"linear_attn.in_proj_a": heads, "linear_attn.in_proj_b": heads}, d)
+    yield from linear("mixer.g_proj", {"linear_attn.in_proj_z": v}, d)
+    yield from linear("mixer.o_proj", {"linear_attn.out_proj": d}, v)
     yield Kernel("mixer.conv", (Part("linear_attn.conv1d.weight", (2 * k + v, 1, options.conv_size)),))
     for ours, n in (("o_norm.weight", options.v_head_dim), ("A_log", heads), ("dt_bias", heads)):
         yield vector(f"mixer.{ours}", f"linear_attn.{ours.removeprefix('o_')}", n)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from .llama import Stacked
+from .stacked import Stacked
 
 if TYPE_CHECKING:
     from safetensors import safe_open as Handle
@@ -59,25 +59,33 @@ def open_source(path: str | Path) -> Source:
 
         return GGUF(path)
     if not (path / "config.json").is_file():
-        what = "holds no config.json" if path.is_dir() else "no such folder"
+        missing = "is no .gguf file" if path.exists() else "no such file or folder"
+        what = "holds no config.json" if path.is_dir() else missing
         raise ConfigError(f"{path}: {what}; give a folder with config.json and safetensors, or a .gguf file")
     return Folder(path)
 
 
 class Shards:
-    """The tensors of some safetensors files of one folder."""
+    """The tensors of some safetensors files of one folder.
+
+    A file is open while a tensor of it is read: pages stay mapped, and count as memory, as long as it is.
+    """
 
     def __init__(self, path: Path, files: Iterable[str]):
         self.path = path
-        self._files = {file: _open(path / file) for file in files}
-        self._home = {name: handle for handle in self._files.values() for name in handle.keys()}  # noqa: SIM118
-        self.stored = {name: self._look_up(name) for name in self._home}
+        self.stored: dict[str, Stored] = {}
+        self._home: dict[str, str] = {}
+        for file in files:
+            with _open(path / file) as opened:
+                names = opened.keys()
+                self.stored |= {name: self._look_up(name, opened.get_slice(name)) for name in names}
+            self._home |= dict.fromkeys(names, file)
 
     def read(self, name: str) -> Tensor:
-        return self._home[name].get_tensor(name)
+        with _open(self.path / self._home[name]) as file:
+            return file.get_tensor(name)
 
-    def _look_up(self, name: str) -> Stored:
-        piece = self._home[name].get_slice(name)
+    def _look_up(self, name: str, piece: Any) -> Stored:
         kind = piece.get_dtype()
         if kind not in DTYPES:
             raise ConfigError(
@@ -95,7 +103,7 @@ class Folder(Shards):
         index = _index(path)
         super().__init__(path, sorted(set(index.values())) if index else [_single(path)])
         for name, file in index.items():
-            if self._home.get(name) is not self._files[file]:
+            if self._home.get(name) != file:
                 raise CheckpointError(
                     f"{path}: tensor {name} is not in {file}, where {INDEX} has it; the shards are of another "
                     "checkpoint than the index, get both again"

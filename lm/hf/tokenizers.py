@@ -9,7 +9,7 @@ import tokenizers
 
 from ..data.files import write_atomically
 from ..data.tokenizer import CONFIG_FILE, JSON_FILE, MODEL_FILE
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .reading import read_json
 
 # beside the tokenizer itself: chat templates, the special tokens' names
@@ -33,9 +33,16 @@ def copy_tokenizer(source: Path, config: dict[str, Any], folder: Path) -> None:
     if file == JSON_FILE:
         generation = source / "generation_config.json"
         numbered = config | (read_json(generation) if generation.is_file() else {})
-        settings = _named(settings, numbered, tokenizers.Tokenizer.from_file(str(source / file)))
+        settings = _named(settings, numbered, _fast(source / file))
     if settings:
         write_settings(folder, settings)
+
+
+def _fast(file: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{file}: cannot be read ({error}); get the file again") from None
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:

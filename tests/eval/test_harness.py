@@ -1,3 +1,4 @@
+import io
 import random
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
+from tqdm import tqdm
 
 from hybridlm.eval.harness import HybridHarness
 from hybridlm.lm.errors import ConfigError
@@ -274,6 +276,22 @@ def test_sampling_depends_on_the_seed_alone(model, tokenizer):
 
     assert sample() == sample(batch_tokens=64)
     assert sample() != sample(seed=100)
+
+
+@pytest.mark.parametrize(("progress", "disable"), [(False, True), (True, None)])
+def test_a_bar_counts_every_request_on_a_terminal_alone(attention_model, tokenizer, monkeypatch, progress, disable):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *given, **how):
+            bars.append((self, how["disable"]))
+            super().__init__(*given, **{**how, "disable": False, "file": io.StringIO()})
+
+    monkeypatch.setattr("hybridlm.eval.harness.tqdm", Bar)
+    scorer = harness(attention_model, tokenizer, progress=progress)
+    scorer.loglikelihood(requests("loglikelihood", PAIRS))
+    scorer.generate_until(requests("generate_until", [("x", {"max_gen_toks": 4}), ("y", {"max_gen_toks": 2})]))
+    assert [(bar.n, bar.total, given) for bar, given in bars] == [(len(PAIRS),) * 2 + (disable,), (2, 2, disable)]
 
 
 def test_mode_and_random_state_are_left_alone(model, tokenizer):

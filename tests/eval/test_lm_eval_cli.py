@@ -1,6 +1,7 @@
 """lm-eval's command line on an exported folder and on a run."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -72,7 +73,9 @@ def test_command_line(run, tmp_path, command):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "task.yaml").write_text(yaml.safe_dump(task))
     line = f"run {command} --tasks three_choices --include_path tasks --device cpu --output_path out"
-    subprocess.run([sys.executable, "-m", "hybridlm.eval.lm_eval_cli", *line.split()], cwd=tmp_path, check=True)
+    alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}  # training leaves it behind
+    command_line = [sys.executable, "-m", "hybridlm.eval.lm_eval_cli", *line.split()]
+    subprocess.run(command_line, cwd=tmp_path, check=True, env=alone)
     results = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
     assert results["n-samples"]["three_choices"]["effective"] == 4
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import random
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.console import Console
 
 from hybridlm.eval.long_context import check_length, greedy, length_limit, prefill
 from hybridlm.eval.needles import TASKS, Needles, measure_needles, plot_heat_map
+from hybridlm.eval.needles.prompt import Prompt
+from hybridlm.eval.needles.results import Answered, summarise
 from hybridlm.eval.scoring import inference
 from hybridlm.lm.errors import ConfigError
 
@@ -74,6 +77,16 @@ def test_chunked_prefill_and_greedy_continuation_equal_generate(model):
             assert cache.lengths == [45 + 11] * 3  # the last token is not read
 
 
+def test_means_and_errors_of_hand_made_answers():
+    prompts = [Prompt("single_1", 700, depth, np.zeros(1), ("7",), (7,), 128) for depth in (0.0, 0.0, 1.0)]
+    answered = [Answered(p, s, s / 2, 0.0, 1 + s) for p, s in zip(prompts, (1.0, 0.0, 0.5), strict=True)]
+    cells, [total] = summarise(answered, 600)
+    assert [(cell.depth, cell.score, cell.n) for cell in cells] == [(0.0, 0.5, 2), (1.0, 0.5, 1)]
+    assert (total.score, total.answer_accuracy, total.answer_nats, total.n, total.beyond) == (0.5, 0.25, 1.5, 3, 3)
+    assert total.stderr == pytest.approx(0.5 / math.sqrt(3))
+    assert summarise(answered[:1], None)[1][0].stderr is None
+
+
 def test_lengths_beyond_the_model_are_refused_or_counted():
     rotary, recurrent = build("[attention]"), build("[gated_deltanet]")
     context = rotary.config.context
@@ -108,7 +121,7 @@ def test_results_are_kept_shown_and_drawn(tmp_path):
     assert {"task", "length", "score", "stderr", "n"} <= content["summary"][0].keys()
     assert needles.values()["single_1/700/score"] == 1
     out = io.StringIO()
-    Console(file=out, width=200).print(needles.table())
-    assert "2 beyond the model's length" in out.getvalue()
+    Console(file=out, width=80).print(needles.table())
+    assert "2 beyond │" in out.getvalue() and "beyond: prompts longer than" in out.getvalue()
     for name in ("map.png", "map.svg"):
         assert plot_heat_map(needles, tmp_path / name).stat().st_size > 3000

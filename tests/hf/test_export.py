@@ -94,6 +94,8 @@ def test_format_follows_from_the_model():
     assert choose_format(section(pattern=["attention"], logit_softcap=3.0)) == "hybridlm"
     with pytest.raises(ConfigError, match="did you mean 'llama'"):
         choose_format(section(), "lama")
+    with pytest.raises(ConfigError, match=r"format 'qwen3_next': Qwen3-Next has experts.*; qwen3_5 is the same model"):
+        choose_format(section(**QWEN), "qwen3_next")
     with pytest.raises(ConfigError, match="no place in a Llama-family checkpoint"):
         choose_format(section(), "llama")
 

@@ -1,5 +1,6 @@
 """Models of GatedDeltaNet and attention as transformers' own: logits, what comes back, and what is refused."""
 
+import json
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from hybridlm.lm.hf import load_pretrained, save_pretrained
 from hybridlm.lm.hf.families import choose_format
 from hybridlm.tests.hf.helpers import assert_same_bits, build, section, tokens
 from hybridlm.tests.hf.hybrids import OLMO, QWEN
-from hybridlm.tests.hf.llamas import edit_config
 from hybridlm.tests.oracles import assert_close
 
 CLASSES = {"olmo_hybrid": "OlmoHybridForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM"}
@@ -184,10 +184,23 @@ def refused(model, format: str, *words: str) -> None:
         ({"layer_types": ["mamba", "full_attention", "mamba"]}, "layer_types has mamba"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn', only 'default'"),
         ({"model_type": "qwen3_next"}, "Qwen3-Next has experts"),
+        ({"rope_parameters": None}, "'rope_theta' missing; get the whole file"),
+        ({"hidden_size": None}, "'hidden_size' missing; get the whole file"),
+        ({"rms_norm_eps": None}, "'rms_norm_eps' missing; get the whole file"),
+        ({"layer_types": None}, "'layer_types' missing; get the whole file"),
     ],
 )
 def test_configurations_that_are_not_read(tmp_path, changes, word):
     save_pretrained(build(**QWEN), tmp_path / "out")
-    edit_config(tmp_path / "out", **changes)
+    file = tmp_path / "out" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ConfigError, match=word):
+        load_pretrained(tmp_path / "out")
+
+
+def test_sizes_that_are_null(tmp_path):
+    save_pretrained(build(**OLMO), tmp_path / "out")
+    file = tmp_path / "out" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_attention_heads": None}))
+    with pytest.raises(ConfigError, match="'num_attention_heads' missing; get the whole file"):
         load_pretrained(tmp_path / "out")

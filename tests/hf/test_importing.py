@@ -267,8 +267,8 @@ def test_a_failure_leaves_the_destination_as_it_was(tmp_path, monkeypatch, there
     monkeypatch.setattr(reading.Folder, "read", read)
     with pytest.raises(OSError, match="the disk is gone"):
         import_llama(tmp_path / "src", dst)
-    left = sorted(p.name for p in dst.parent.iterdir()) if dst.parent.exists() else []
-    assert left == (["mine"] if there else []) and not (there and any(dst.iterdir()))
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if "src" not in p.parts)
+    assert left == (["runs", "runs/mine"] if there else [])
     monkeypatch.undo()
     assert import_llama(tmp_path / "src", dst).load_model()
 
@@ -297,25 +297,40 @@ def test_a_destination_in_use_is_refused_and_left(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_destination_that_cannot_be(tmp_path):
+    save(tmp_path / "src")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"notes.txt is a file; give another destination"):
+        import_llama(tmp_path / "src", tmp_path / "notes.txt" / "deep" / "dst")
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.slow
-def test_memory_is_the_largest_tensor_beside_the_file(tmp_path):
-    """Over 90 MB of weights, the largest 12 MB: mapped pages of the source count, and a second copy would show."""
+def test_memory_is_the_largest_tensor_beside_the_model(tmp_path):
+    """Over 90 MB of weights, the largest 12 MB: an import holds a tensor or two at a time, a model is there once."""
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 6000}
-    save(tmp_path / "src", num_attention_heads=8, head_dim=64, **sizes)
-    size = (tmp_path / "src" / "model.safetensors").stat().st_size
-    code = (
-        "import resource, sys\n"
-        "from hybridlm.lm.hf.importing import import_llama\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "import_llama(sys.argv[1], sys.argv[2])\n"
-        "before = peak()\n"
-        "import_llama(sys.argv[3], sys.argv[4])\n"
-        "print(peak() - before)\n"
-    )
+    save(tmp_path / "large", num_attention_heads=8, head_dim=64, **sizes)
     save(tmp_path / "small")
-    paths = [str(tmp_path / name) for name in ("small", "a", "src", "b")]
-    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
-    largest = 6000 * 512 * 4
+    size, largest = (tmp_path / "large" / "model.safetensors").stat().st_size, 6000 * 512 * 4
+    code = (
+        "import re, sys\n"
+        "from pathlib import Path\n"
+        "from hybridlm.lm.hf import load_pretrained\n"
+        "from hybridlm.lm.hf.importing import import_llama\n"
+        "def peak():\n"  # not ru_maxrss, in which the peak of the process that started this one counts
+        "    return 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "def step(name):\n"
+        "    import_llama(f'{sys.argv[1]}/{name}', f'{sys.argv[1]}/{name}-run')\n"
+        "    yield peak()\n"
+        "    model = load_pretrained(f'{sys.argv[1]}/{name}-run')\n"
+        "    yield peak()\n"
+        "before = list(step('small'))[-1]\n"
+        "print(*(peak - before for peak in step('large')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    imported, loaded = (int(word) for word in done.stdout.split()[-2:])
+    print(f"import {imported / 1e6:.1f} MB, load {loaded / 1e6:.1f} MB; weights {size / 1e6:.1f} MB")
     assert size > 90e6
-    added = int(done.stdout.split()[-1])
-    assert added < size + 3 * largest, f"{added / 1e6:.1f} MB over that of a tiny model, the file has {size / 1e6:.1f}"
+    assert imported < 4 * largest < size, f"importing added {imported / 1e6:.1f} MB"
+    assert loaded < size + 3 * largest, f"loading added {loaded / 1e6:.1f} MB to it, the weights have {size / 1e6:.1f}"

@@ -43,21 +43,42 @@ def rewrite(src: Path, change) -> None:
     ("changes", "words"),
     [
         ({"model_type": "gemma"}, ("model_type 'gemma'", "allowed: ", "llama", "qwen3")),
-        ({"model_type": "lama"}, ("model_type 'lama'", "did you mean 'llama'?")),
+        ({"model_type": "mixtral"}, ("model_type 'mixtral' is not supported", "allowed: ", "mistral", "qwen3")),
+        ({"model_type": "qwen3_moe"}, ("model_type 'qwen3_moe'", "has experts", "allowed: ")),
+        ({"model_type": None}, ("model_type None is not supported", "allowed: ")),
         ({"architectures": ["LlamaForSequenceClassification"]}, ("LlamaForSequenceC", "allowed: LlamaForCausalLM")),
         ({"hidden_act": "gelu"}, ("hidden_act 'gelu'", "allowed: silu")),
         ({"quantization_config": {"quant_method": "gptq"}}, ("quantised weights (gptq)", "dequantise")),
         (
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
-            ("'dynamic'", "allowed: default, linear, llama3"),
+            ("rope_parameters.rope_type 'dynamic'", "allowed: default, linear, llama3, yarn; convert a checkpoint"),
         ),
-        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, ("'longrope'", "allowed: default")),
+        (
+            {"rope_scaling": {"type": "longrope", "factor": 2.0}},
+            ("rope_scaling.rope_type 'longrope'", "allowed: default"),
+        ),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, ("'linear' without factor",)),
         ({"rope_parameters": {"rope_type": "yarn", "mscale": 1.0, "mscale_all_dim": 1.0}}, ("'yarn' without factor",)),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, ("'llama3' without low_freq_factor",)),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, ("differ by layer type", "one set")),
         ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor 0.5", "allowed: 1")),
         ({"hidden_size": None}, ("hidden_size missing",)),
+        ({"num_attention_heads": 0}, ("config.json: num_attention_heads", "greater than 0, got 0")),
+        ({"num_hidden_layers": "2"}, ("config.json: num_hidden_layers", "valid integer, got '2'")),
+        ({"tie_word_embeddings": "false"}, ("config.json: tie_word_embeddings", "valid boolean, got 'false'")),
+        ({"architectures": 3}, ("config.json: architectures", "valid list, got 3")),
+        ({"layer_types": [["a"]]}, ("config.json: layer_types.0", "valid string, got ['a']")),
+        ({"quantization_config": "gptq"}, ("config.json: quantization_config", "valid dictionary, got 'gptq'")),
+        ({"rope_scaling": [1]}, ("config.json: rope_scaling", "valid dictionary", "got [1]")),
+        ({"rope_parameters": {"rope_type": ["a"]}}, ("config.json: rope_parameters.rope_type", "got ['a']")),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": "x", "mscale": 1.0, "mscale_all_dim": 1.0}},
+            ("config.json: rope_parameters.factor", "valid number, got 'x'"),
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 0.5}},
+            ("config.json: rope_parameters.factor", "greater than or equal to 1, got 0.5"),
+        ),
         ({"num_key_value_heads": 3}, ("n_kv_heads", "3", "does not divide n_heads=4")),
         (
             {"model_type": "qwen2", "architectures": None, "use_sliding_window": True, "layer_types": ["chunked"]},
@@ -74,8 +95,13 @@ def test_configurations_that_are_not_read(src, changes, words):
 def test_a_folder_without_a_model(tmp_path):
     (tmp_path / "src").mkdir()
     refused(tmp_path / "src", ConfigError, "holds no config.json", "give a folder with config.json and safetensors")
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match="no such file or folder"):
         load_pretrained(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_no_folder(src):
+    with pytest.raises(ConfigError, match=r"model.safetensors: is no .gguf file; give a folder with config.json"):
+        load_pretrained(src / "model.safetensors")
 
 
 def test_a_config_that_is_no_json(src):
@@ -171,6 +197,12 @@ def test_no_tokenizer(src):
     (src / "tokenizer.json").unlink()
     refused(src, ConfigError, "holds neither tokenizer.json nor tokenizer.model")
     assert load_pretrained(src)  # a model needs none
+
+
+def test_a_tokenizer_that_is_cut(src):
+    raw = (src / "tokenizer.json").read_bytes()
+    (src / "tokenizer.json").write_bytes(raw[: len(raw) // 2])
+    refused(src, CheckpointError, "tokenizer.json: cannot be read", "get the file again")
 
 
 def test_a_tokenizer_of_a_larger_model(tmp_path):

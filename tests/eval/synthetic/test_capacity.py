@@ -128,11 +128,17 @@ def test_state_bytes_of_fixed_states_do_not_grow():
     assert cells["softmax", 32] == 2 * cells["softmax", 16] == 4 * 32 * 24
 
 
-def test_the_table_shows_every_operator_once():
+def test_every_figure_is_readable_in_80_columns():
+    found = capacity(16, 16, loads=(0.5, 1), trials=2)
     text = io.StringIO()
-    Console(file=text, width=220).print(capacity(16, 16, loads=(0.5, 1), trials=2).table())
+    Console(file=text, width=80).print(found.table())
     text = text.getvalue()
-    assert text.count("│ delta rule  ") == 1 and text.count("least squares") == 1 and "newest" in text
+    assert "…" not in text and text.count(" newest   oldest ") == 6
+    for cell in found.cells:
+        assert text.count(f"\n{cell.operator}: ") == 1, cell.operator
+        ages = f"{cell.by_age[0]:.2f}     {cell.by_age[-1]:.2f}"
+        numbers = f"{cell.accuracy:.3f}", f"{cell.cosine:.3f}", f"{cell.all_correct:.2f}", ages
+        assert any(all(number in row for number in numbers) for row in text.splitlines()), cell
 
 
 @pytest.mark.parametrize(

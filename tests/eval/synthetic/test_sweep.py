@@ -8,7 +8,17 @@ from rich.console import Console
 
 from hybridlm.eval.synthetic import sweep as sweeping
 from hybridlm.eval.synthetic.plots import full_share, plot_ratio, plot_tradeoff
-from hybridlm.eval.synthetic.sweep import append, best, by_slice, header, read_results, spread, summary, sweep
+from hybridlm.eval.synthetic.sweep import (
+    append,
+    best,
+    by_slice,
+    header,
+    metrics,
+    read_results,
+    spread,
+    summary,
+    sweep,
+)
 from hybridlm.eval.synthetic.workers import Outcome, run_parallel
 from hybridlm.lm.errors import DataError, UserError
 from hybridlm.lm.strict import ConfigError
@@ -142,7 +152,7 @@ def test_tables_show_mean_and_spread_over_seeds():
     lines = [line(seed=0, accuracy=0.4, steps_to_99=30), line(seed=1, accuracy=0.6)]
     [row] = summary(lines)
     assert row == ("gla", "0.01", "100 B", "1,234", "0.500 ± 0.141", "0.250 ± 0.071", "30 (1/2)", "10", "2")
-    assert by_slice(lines) == (["variant", "short", "long"], [["gla", "0.500 ± 0.141", "0.250 ± 0.071"]])
+    assert by_slice(lines, "accuracy") == (["variant", "short", "long"], [["gla", "0.500 ± 0.141", "0.250 ± 0.071"]])
     assert spread([0.25]) == "0.250"
 
 
@@ -154,7 +164,18 @@ def test_errors_choose_the_smaller_of_two_squared_errors():
     for x in lines:
         x["slices"] = [{"label": "L8", "mse": 0.25, "mse_last": 0.5, "stderr": 0.1, "n": 4}]
     assert header(lines)[4] == "mse" and [row[4] for row in summary(lines)] == ["0.200"]
-    assert by_slice(lines) == (["variant", "L8 mse", "L8 mse_last"], [["gla", "0.250", "0.500"]])
+    assert metrics(lines) == ["mse", "mse_last"]
+    assert by_slice(lines, "mse_last") == (["variant", "L8"], [["gla", "0.500"]])
+
+
+def test_every_metric_has_a_table_of_the_slices_that_have_it(path, tmp_path, console, in_process):
+    lines = [line()]
+    lines[0]["slices"] = [{"label": "a", "task": "t", "accuracy": 0.5}, {"label": "b", "accuracy": 0.25, "among": 0.75}]
+    assert metrics(lines) == ["accuracy", "among"]
+    assert by_slice(lines, "among") == (["variant", "b"], [["gla", "0.750"]])
+    text = (run_synthetic(path, [], 1, "gla-*", tmp_path / "out", console) / "results.md").read_text()
+    assert text.index("\naccuracy by slice:") < text.index("\nexact by slice:")
+    assert "exact by slice" in console.file.getvalue()
 
 
 def test_share_of_full_attention_leaves_the_convolution_out():
