@@ -30,35 +30,35 @@ class RMSNorm(nn.Module):
         weight = self.weight
         if self.zero_centered:
             weight = 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
-        return _Normalize.apply(x, weight, True, self.eps, self.llama_rounding, out)  # type: ignore[return-value]
+        share = 1 / x.shape[-1]
+        return _Normalize.apply(x, weight, share, self.eps, self.llama_rounding, out)  # type: ignore[return-value]
 
 
 def l2_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(sum(x^2) + eps) over the last axis; eps inside the root keeps the gradient of a zero vector finite."""
-    return _Normalize.apply(x, None, False, eps, False, x.dtype)  # type: ignore[return-value]
+    return _Normalize.apply(x, None, 1.0, eps, False, x.dtype)  # type: ignore[return-value]
 
 
 class _Normalize(torch.autograd.Function):
-    """y = x r w with r = (sum(x^2) + eps)^(-1/2) or, if `mean`, (mean(x^2) + eps)^(-1/2).
-
-    PyTorch's composite form makes more passes over memory; sums and roundings in the forward are the same, bit for bit.
-    """
+    """y = x r w with r = (share * sum(x^2) + eps)^(-1/2). PyTorch's composite form makes more passes over memory."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, mean: bool, eps: float, llama_rounding: bool, out: torch.dtype
+        ctx: Any, x: Tensor, weight: Tensor | None, share: float, eps: float, llama_rounding: bool, out: torch.dtype
     ) -> Tensor:
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        y = exact.square()
-        r = (y.mean if mean else y.sum)(-1, keepdim=True).add_(eps).rsqrt_()
+        stored = exact.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+        early = llama_rounding and stored != exact.dtype
+        if early:  # slower, but the order of the sum is transformers', and a bit decides how its result is rounded
+            r = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        else:
+            r = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().mul_(share).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
-        ctx.share = 1 / x.shape[-1] if mean else 1.0
-        torch.mul(exact, r, out=y)
-        if weight is not None and llama_rounding:
-            y = y.to(torch.promote_types(x.dtype, weight.dtype))
-        if weight is not None:
-            y.mul_(weight)
-        return y.to(out)
+        ctx.share = share
+        y = exact * r
+        if early:
+            y = y.to(stored)
+        return (y if weight is None else y.mul_(weight)).to(out)
 
     @staticmethod
     @once_differentiable

@@ -125,14 +125,18 @@ def test_bfloat16_of_odd_shapes_and_windows(drawn, seed):
 
 @torch.no_grad()
 def assert_same_in_bfloat16(folder: Path, kind: str, **options) -> None:
-    """Logits at weights of trained size, with the attention that transformers takes by itself."""
+    """Logits at weights of trained size, with the attention that transformers takes by itself.
+
+    A sliding window is computed in blocks here, so sums of its values are rounded otherwise.
+    """
     import transformers
 
     save(folder, kind, dtype=torch.bfloat16, **options)
     theirs = getattr(transformers, f"{KINDS[kind]}ForCausalLM").from_pretrained(folder, dtype=torch.bfloat16).eval()
     mine = load_pretrained(folder)
     assert {p.dtype for p in mine.parameters()} == {torch.bfloat16}
-    assert_close(mine(ids()).logits, theirs(ids()).logits, 1e-2, "logits")
+    windowed = options.get("sliding_window") and options.get("use_sliding_window", True)
+    assert_close(mine(ids()).logits, theirs(ids()).logits, 2e-2 if windowed else 1e-2, "logits")
 
 
 def same_weights(model: HybridLM, other: HybridLM) -> bool:
