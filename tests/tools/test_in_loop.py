@@ -64,7 +64,7 @@ def test_training_does_not_notice_that_it_is_measured(tiny_recipe, measured):
         board.Tags()["scalars"]
     )
     steps = [event.step for event in board.Scalars("eval/needles/single_1/900/answer_nats")]
-    assert steps == [3, 6, 8]
+    assert sorted(steps) == [3, 6, 8]  # event files begun in the same second may be read in any order
     assert "step 3 | needles | " in out.getvalue() and "nats per token by position" in out.getvalue()
 
 
