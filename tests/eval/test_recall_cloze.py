@@ -1,18 +1,14 @@
 """Clozes read the other way round: from what is asked back to the passage."""
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridlm.eval.catalogue import Options, build
-from hybridlm.eval.olmo_data import olmo_folder
 from hybridlm.eval.recall.cloze import LEAST_WORDS, cloze, clozes, completion
 from hybridlm.eval.recall.passages import answerable, drop, squad
-from hybridlm.lm.errors import DataError
 
 
 def made(passage, question, *golds):
@@ -100,21 +96,11 @@ def test_the_prompt_is_that_of_jrt():
     )
 
 
-@pytest.fixture(scope="module")
-def cache() -> Path:
-    folder = Path(os.environ.get("HYBRIDLM_TEST_CACHE", "~/.cache/hybridlm")).expanduser()
-    try:
-        olmo_folder(folder)
-    except DataError as error:
-        pytest.skip(str(error))
-    return folder
-
-
 @pytest.mark.parametrize(("name", "source", "n"), [("squad_cloze", squad, 816), ("drop_cloze", drop, 341)])
-def test_every_real_cloze_is_answered_by_its_passage(name, source, n, cache, tokenizer):
-    passages = {question.passage for question in source(cache) if question}
+def test_every_real_cloze_is_answered_by_its_passage(name, source, n, real_files, tokenizer):
+    passages = {question.passage for question in source(real_files) if question}
     ends = {passage.strip().strip("."): passage for passage in passages}
-    once, twice = build([name, f"{name}_twice"], Options(cache, tokenizer)).values()
+    once, twice = build([name, f"{name}_twice"], Options(real_files, tokenizer)).values()
     assert len(once.eval_docs) == len(twice.eval_docs) == n
     for doc, again in zip(once.eval_docs, twice.eval_docs, strict=True):
         stem, [answer, *more] = doc["closed"], doc["golds"]
@@ -131,8 +117,8 @@ def test_every_real_cloze_is_answered_by_its_passage(name, source, n, cache, tok
         assert again["prompt"].endswith(f"{read.strip()}.\n{read.strip()}. {stem}") and again["golds"] == doc["golds"]
 
 
-def test_among_other_passages_the_sentence_still_stands_once_with_its_answer(cache, tokenizer):
-    [task] = build(["squad_cloze_512"], Options(cache, tokenizer)).values()
+def test_among_other_passages_the_sentence_still_stands_once_with_its_answer(real_files, tokenizer):
+    [task] = build(["squad_cloze_512"], Options(real_files, tokenizer)).values()
     for doc in list(task.eval_docs)[:100]:
         stem = doc["closed"]
         context = doc["prompt"].removesuffix(f". {stem}")

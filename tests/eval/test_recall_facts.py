@@ -1,16 +1,11 @@
 """Lists of answered questions, read back line by line."""
 
-import os
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridlm.eval.catalogue import Options, build
-from hybridlm.eval.olmo_data import olmo_folder
 from hybridlm.eval.recall.facts import Fact, fact, fact_list
-from hybridlm.lm.errors import DataError
 
 
 def count(text):
@@ -72,19 +67,9 @@ def test_the_first_questions_are_spread_evenly_over_the_list():
     assert all(1 <= depths.count(depth) <= 4 for depth in range(20))
 
 
-@pytest.fixture(scope="module")
-def cache() -> Path:
-    folder = Path(os.environ.get("HYBRIDLM_TEST_CACHE", "~/.cache/hybridlm")).expanduser()
-    try:
-        olmo_folder(folder)
-    except DataError as error:
-        pytest.skip(str(error))
-    return folder
-
-
 @pytest.mark.parametrize("name", ["triviaqa", "nq"])
-def test_every_real_list_answers_its_question_once(name, cache, tokenizer):
-    once, twice = build([f"{name}_recall_512", f"{name}_recall_512_twice"], Options(cache, tokenizer)).values()
+def test_every_real_list_answers_its_question_once(name, real_files, tokenizer):
+    once, twice = build([f"{name}_recall_512", f"{name}_recall_512_twice"], Options(real_files, tokenizer)).values()
     assert len(once.eval_docs) == len(twice.eval_docs) == 1000
     for doc, again in zip(once.eval_docs, twice.eval_docs, strict=True):
         context = doc["prompt"].removesuffix(f"\n{doc['closed']}")

