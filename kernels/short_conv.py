@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .sequences import Sequences
+from .shared.sequences import Sequences
 
 BLOCK = 256  # rows of the weight gradient's reduction that stay in cache
 

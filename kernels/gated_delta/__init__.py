@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..availability import NATIVE, TRITON, fla_unavailable
 from ..backend import choose, register
-from ..sequences import Sequences
+from ..shared import checks
+from ..shared.sequences import Sequences
 from .chunked import gated_delta_rule_chunked, gated_delta_rule_flops
 from .fla import gated_delta_rule_fla
 from .reference import gated_delta_rule_reference
@@ -17,11 +17,11 @@ __all__ = ["gated_delta_rule", "gated_delta_rule_flops", "gated_delta_rule_step"
 register("gated_delta_rule", "reference", gated_delta_rule_reference)
 register("gated_delta_rule", "fla", gated_delta_rule_fla, unavailable=fla_unavailable)
 register("gated_delta_rule", "chunked", gated_delta_rule_chunked, auto_on=None)
-register("gated_delta_rule", "native", "native.gated_delta:gated_delta_rule_native", **NATIVE)
+register("gated_delta_rule", "native", "gated_delta.native:gated_delta_rule_native", **NATIVE)
 register("gated_delta_rule", "triton", "gated_delta.triton_rule:gated_delta_rule_triton", **TRITON)
 
 register("gated_delta_rule_step", "reference", gated_delta_rule_step_reference, auto_on=None)
-register("gated_delta_rule_step", "native", "native.gated_delta:gated_delta_rule_step_native", **NATIVE)
+register("gated_delta_rule_step", "native", "gated_delta.native:gated_delta_rule_step_native", **NATIVE)
 register("gated_delta_rule_step", "triton", "gated_delta.triton_step:gated_delta_rule_step_triton", **TRITON)
 
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import state_dtype
-from ..chunking import gather, head_decay, head_decay_grad, ordered, restored, scatter, segments, step_rows
-from ..sequences import Chunks, Sequences
-from ..triangular import unit_lower_inverse, unit_lower_inverse_flops
+from ..shared.checks import state_dtype
+from ..shared.chunking import gather, head_decay, head_decay_grad, ordered, restored, scatter, segments, step_rows
+from ..shared.sequences import Chunks, Sequences
+from ..shared.triangular import unit_lower_inverse, unit_lower_inverse_flops
 
 MIN_BETA = 1e-25  # stands for beta = 0, so that <E, dV> / beta is its gradient; far below what a state can resolve
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sequences import Sequences
+from ..shared.sequences import Sequences
 
 
 def gated_delta_rule_fla(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..sequences import Sequences
+from ..shared.sequences import Sequences
 
 
 def gated_delta_rule_reference(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import state_dtype
+from ..shared.checks import state_dtype
 
 
 def gated_delta_rule_step_reference(

@@ -1,11 +1,11 @@
 """The chunk-parallel kernels of the gated delta rule: before the forward scan and after the reverse one.
 
-With the notation of `chunk_scan.triton_scan`, T = (I + strict(K K^T * e^{G_i - G_j} beta_j))^-1.
+With the notation of `shared.triton_chunk_scan`, T = (I + strict(K K^T * e^{G_i - G_j} beta_j))^-1.
 """
 
 import triton.language as tl
 
-from ..triton_common import (
+from ..shared.triton_common import (
     chunk_decay,
     decays_between,
     decays_between_transposed,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..chunk_scan.triton_scan import scan_backward, scan_forward, scan_states
-from ..sequences import Sequences
-from ..triton_common import Tables, check_inputs, chunk_length, contiguous, padded, precision, tables
+from ..shared.sequences import Sequences
+from ..shared.triton_chunk_scan import scan_backward, scan_forward, scan_states
+from ..shared.triton_common import Tables, check_inputs, chunk_length, contiguous, padded, precision, tables
 from .triton_kernels import delta_gradients, delta_prepare
 
 FLOAT32_CHUNK = 16  # registers; and the shorter the chunk, the closer to the recurrence's error

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import check_inputs, contiguous, kernel, multiprocessors, padded
+from ..shared.triton_common import check_inputs, contiguous, kernel, multiprocessors, padded
 
 
 @kernel("gated_delta_rule_step")

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..availability import NATIVE, TRITON, fla_unavailable
 from ..backend import choose, register
-from ..sequences import Sequences
+from ..shared import checks
+from ..shared.sequences import Sequences
 from .chunked import gated_linear_attention_chunked, gated_linear_attention_flops
 from .fla import gated_linear_attention_fla
 from .reference import gated_linear_attention_reference
@@ -19,11 +19,11 @@ _FOLDER = "gated_linear_attention"
 register("gated_linear_attention", "reference", gated_linear_attention_reference)
 register("gated_linear_attention", "fla", gated_linear_attention_fla, unavailable=fla_unavailable)
 register("gated_linear_attention", "chunked", gated_linear_attention_chunked, auto_on=None)
-register("gated_linear_attention", "native", f"native.{_FOLDER}:gated_linear_attention_native", **NATIVE)
+register("gated_linear_attention", "native", f"{_FOLDER}.native:gated_linear_attention_native", **NATIVE)
 register("gated_linear_attention", "triton", f"{_FOLDER}.triton_rule:gated_linear_attention_triton", **TRITON)
 
 register("gated_linear_attention_step", "reference", gated_linear_attention_step_reference, auto_on=None)
-register("gated_linear_attention_step", "native", f"native.{_FOLDER}:gated_linear_attention_step_native", **NATIVE)
+register("gated_linear_attention_step", "native", f"{_FOLDER}.native:gated_linear_attention_step_native", **NATIVE)
 register(
     "gated_linear_attention_step",
     "triton",

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import state_dtype
-from ..chunking import gather, ordered, restored, scatter, segments, step_rows
-from ..sequences import Chunks, Sequences
+from ..shared.checks import state_dtype
+from ..shared.chunking import gather, ordered, restored, scatter, segments, step_rows
+from ..shared.sequences import Chunks, Sequences
 from .decays import ChannelDecays, HeadDecays
 
 

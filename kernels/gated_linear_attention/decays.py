@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..chunking import MIN_LOG_DECAY, head_decay, head_decay_grad
-from ..triangular import diagonal_blocks
+from ..shared.chunking import MIN_LOG_DECAY, head_decay, head_decay_grad
+from ..shared.triangular import diagonal_blocks
 
 
 class HeadDecays:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..checks import state_dtype
-from ..sequences import Sequences
+from ..shared.checks import state_dtype
+from ..shared.sequences import Sequences
 
 
 def gated_linear_attention_reference(

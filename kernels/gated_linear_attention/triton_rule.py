@@ -13,9 +13,9 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..chunk_scan.triton_scan import scan_backward, scan_forward, scan_states
-from ..sequences import Sequences
-from ..triton_common import Tables, check_inputs, chunk_length, contiguous, padded, precision, tables
+from ..shared.sequences import Sequences
+from ..shared.triton_chunk_scan import scan_backward, scan_forward, scan_states
+from ..shared.triton_common import Tables, check_inputs, chunk_length, contiguous, padded, precision, tables
 from .triton_scalar import gradients_scalar
 from .triton_vector import gradients_vector, prepare_vector
 

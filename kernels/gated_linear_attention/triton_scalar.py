@@ -10,7 +10,7 @@ where in the last line dq and dk are the parts that come from the states S befor
 
 import triton.language as tl
 
-from ..triton_common import (
+from ..shared.triton_common import (
     chunk_decay,
     decays_between,
     decays_between_transposed,

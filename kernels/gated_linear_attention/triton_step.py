@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import check_inputs, contiguous, kernel, padded
+from ..shared.triton_common import check_inputs, contiguous, kernel, padded
 
 
 @kernel("gated_linear_attention_step", do_not_specialize=["scale"])

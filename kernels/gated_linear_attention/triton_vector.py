@@ -18,7 +18,7 @@ is a sum without the differences of large terms that q * dq - k * dk would bring
 import triton
 import triton.language as tl
 
-from ..triton_common import kernel
+from ..shared.triton_common import kernel
 
 
 @triton.jit

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..availability import NATIVE, TRITON, fla_unavailable
 from ..backend import choose, register
-from ..sequences import Sequences
+from ..shared import checks
+from ..shared.sequences import Sequences
 from .chunked import gated_scan_chunked
 from .fla import gated_scan_fla
 from .reference import gated_scan_reference
@@ -17,11 +17,11 @@ __all__ = ["gated_scan", "gated_scan_step"]
 register("gated_scan", "reference", gated_scan_reference)
 register("gated_scan", "fla", gated_scan_fla, unavailable=fla_unavailable)
 register("gated_scan", "chunked", gated_scan_chunked, auto_on=None)
-register("gated_scan", "native", "native.gated_scan:gated_scan_native", **NATIVE)
+register("gated_scan", "native", "gated_scan.native:gated_scan_native", **NATIVE)
 register("gated_scan", "triton", "gated_scan.triton_scan:gated_scan_triton", **TRITON)
 
 register("gated_scan_step", "reference", gated_scan_step_reference, auto_on=None)
-register("gated_scan_step", "native", "native.gated_scan:gated_scan_step_native", **NATIVE)
+register("gated_scan_step", "native", "gated_scan.native:gated_scan_step_native", **NATIVE)
 register("gated_scan_step", "triton", "gated_scan.triton_step:gated_scan_step_triton", **TRITON)
 
 

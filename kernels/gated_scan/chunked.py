@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import state_dtype
-from ..sequences import Sequences
+from ..shared.checks import state_dtype
+from ..shared.sequences import Sequences
 
 BLOCKS = 16  # the fastest of 1 .. 64 for 512 to 4096 tokens of 64 to 1024 channels
 

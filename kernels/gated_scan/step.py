@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..checks import state_dtype
+from ..shared.checks import state_dtype
 
 
 def gated_scan_step_reference(x: Tensor, g: Tensor, *, state: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..sequences import Sequences
-from ..triton_common import check_inputs, contiguous, kernel, multiprocessors, padded, tables
+from ..shared.sequences import Sequences
+from ..shared.triton_common import check_inputs, contiguous, kernel, multiprocessors, padded, tables
 
 TILE = 32  # tokens; a tile of 32 x 32 is 32 registers per tensor and thread of one warp
 LEAST_SEGMENT = 4 * TILE

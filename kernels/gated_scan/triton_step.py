@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import check_inputs, contiguous, kernel
+from ..shared.triton_common import check_inputs, contiguous, kernel
 
 BLOCK = 1024
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..sequences import Sequences
+from ..shared.sequences import Sequences
 from .build import library_path
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}

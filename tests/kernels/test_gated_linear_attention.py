@@ -163,7 +163,7 @@ def test_lengths_around_the_chunk(T, gate):
 
 
 def test_many_segments_of_a_long_sequence(monkeypatch):
-    from hybridlm.kernels import chunking
+    from hybridlm.kernels.shared import chunking
 
     monkeypatch.setattr(chunking, "SEGMENT", 2 * 2 * 16 * 16)
     check(make(1, 200, 2, 8, 8, n=4), cu_seqlens=torch.tensor([0, 90, 90, 91, 200]), chunk_size=16)

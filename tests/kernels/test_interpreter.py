@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybridlm.kernels.interpreter import bfloat16_to_float32, float32_to_bfloat16, install, tf32
+from hybridlm.kernels.shared.interpreter import bfloat16_to_float32, float32_to_bfloat16, install, tf32
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -239,7 +239,7 @@ print("right" if torch.equal(out, 2 * x) else "wrong")
 
 def test_the_shipped_interpreter_still_needs_the_workaround(tmp_path):
     """When this fails, triton computes bfloat16 itself: compare its casts and dots with the tests above, then remove
-    kernels/interpreter.py."""
+    kernels/shared/interpreter.py."""
     script = tmp_path / "shipped.py"  # triton reads a kernel's source from its file
     script.write_text(SHIPPED)
     environment = os.environ | {"TRITON_INTERPRET": "1"}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.kernels.sequences import Sequences
+from hybridlm.kernels.shared.sequences import Sequences
 
 CPU = torch.device("cpu")
 

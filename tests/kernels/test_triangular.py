@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridlm.kernels.triangular import unit_lower_inverse, unit_lower_inverse_flops
+from hybridlm.kernels.shared.triangular import unit_lower_inverse, unit_lower_inverse_flops
 from hybridlm.tests.oracles import assert_close
 
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.kernels.gated_delta.reference import gated_delta_rule_reference
-from hybridlm.kernels.sequences import Sequences
+from hybridlm.kernels.shared.sequences import Sequences
 from hybridlm.tests.kernels import adversarial as numerics
 from hybridlm.tests.oracles import assert_close
 

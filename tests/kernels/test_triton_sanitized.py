@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hybridlm import kernels
-from hybridlm.kernels.interpreter import tf32
+from hybridlm.kernels.shared.interpreter import tf32
 from hybridlm.tests.kernels.adversarial import inputs
 from hybridlm.tests.kernels.sanitize import sanitized
 from hybridlm.tests.oracles import relative_rms
@@ -134,7 +134,7 @@ def test_every_kernel_has_a_case():
     root = Path(kernels.__file__).parent
     for file in root.rglob("triton_*.py"):
         importlib.import_module(".".join([kernels.__name__, *file.relative_to(root).with_suffix("").parts]))
-    from hybridlm.kernels.triton_common import KERNELS
+    from hybridlm.kernels.shared.triton_common import KERNELS
 
     covered = set().union(*(case.launches for case in (*CASES.values(), *STEPS.values())))
     assert covered == set(KERNELS)

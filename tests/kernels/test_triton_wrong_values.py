@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hybridlm.kernels import checks, gated_delta_rule, gated_linear_attention, gated_scan
+from hybridlm.kernels import gated_delta_rule, gated_linear_attention, gated_scan
+from hybridlm.kernels.shared import checks
 
 T, WRONG = 40, 15  # the last token of a chunk of 16, which no other token of its chunk reads
 

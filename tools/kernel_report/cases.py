@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import kernels
 from ...kernels import backend
-from ...kernels.sequences import Sequences
+from ...kernels.shared.sequences import Sequences
 
 CHUNK_SIZE = 64
 STEP_SEQUENCES = 64  # sequences decoded at once, per row of the batch of the shape asked for

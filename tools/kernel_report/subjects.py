@@ -52,7 +52,7 @@ def pretend(target: str, shapes: list[list[int]], heads: int = 1) -> PretendedGP
     """
     limit = max(max(shape[3:]) for shape in shapes)
     gpu = PretendedGPU(TARGETS[target], lambda config: rank(config, limit))
-    from ...kernels import checks, triton_common
+    from ...kernels.shared import checks, triton_common
 
     triton_common.multiprocessors = lambda device: gpu.target.processors / heads
     checks.on_host = lambda x: False  # as on a GPU

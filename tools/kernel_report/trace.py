@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ...kernels import interpreter as repaired_interpreter
+from ...kernels.shared import interpreter as repaired_interpreter
 
 SPECIAL_FUNCTIONS = ("exp", "exp2", "log", "log2", "sqrt", "sin", "cos")
 

@@ -104,7 +104,7 @@ def registered() -> dict[str, str]:
     pretend("sm_90", [[1, 64, 1, 64, 64]])
     for case in CASES.values():
         case.host_function()
-    from ...kernels.triton_common import KERNELS
+    from ...kernels.shared.triton_common import KERNELS
 
     return KERNELS
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ..gated_linear_attention.chunked import gated_linear_attention_flops
-from ..sequences import Sequences
-from .library import OPS, call, decays, empty, kernel_dtype, n_segments, offsets
+from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments, offsets
+from ..shared.sequences import Sequences
+from .chunked import gated_linear_attention_flops
 
 OPS.define(
     "gated_linear_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? initial_state, float scale, "

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..sequences import Sequences
-from .library import OPS, call, decays, empty, kernel_dtype, n_segments, offsets
+from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments, offsets
+from ..shared.sequences import Sequences
 
 OPS.define(
     "gated_scan_forward(Tensor x, Tensor g, Tensor? initial_state, int[] bounds, bool keep) "

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import (
+from .triton_common import (
     Tables,
     chunk_decay,
     decays_between,

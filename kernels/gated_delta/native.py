@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ..gated_delta.chunked import gated_delta_rule_flops
-from ..sequences import Sequences
-from .library import OPS, call, decays, empty, kernel_dtype, n_segments, offsets
+from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments, offsets
+from ..shared.sequences import Sequences
+from .chunked import gated_delta_rule_flops
 
 OPS.define(
     "gated_delta_forward(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor beta, Tensor? initial_state, float scale, "

@@ -1,1 +1,0 @@
-"""The sequential part of the chunked recurrences, shared by the operators with matrix states."""
