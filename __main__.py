@@ -1,5 +1,5 @@
 """`python -m hybridlm`: the command line, for launchers that start a module."""
 
-from .lm.cli import main
+from .tools.cli import main
 
 main()

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
-from ..lm.errors import ConfigError, DataError
+from ..lm.parts.errors import ConfigError, DataError
 from .recall.entries import ENTRIES as RECALL
 from .tasks.entry import Entry, Options
 from .tasks.stock import ENTRIES as STOCK

@@ -7,9 +7,9 @@ import torch
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
-from ..lm.errors import ConfigError
 from ..lm.model import HybridLM
-from ..lm.strict import nearest
+from ..lm.parts.errors import ConfigError
+from ..lm.parts.strict import nearest
 
 if TYPE_CHECKING:
     from ..lm.data.tokenizer import Tokenizer

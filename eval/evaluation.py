@@ -19,8 +19,8 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as run_tasks
 from tqdm import tqdm
 
-from ..lm.errors import ConfigError
 from ..lm.model import HybridLM
+from ..lm.parts.errors import ConfigError
 from .catalogue import GROUPS, Options, build, content_hash
 from .harness import HybridHarness
 from .response_cache import fingerprint

@@ -12,9 +12,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from ..lm.errors import ConfigError, NaNError
 from ..lm.model import HybridLM
 from ..lm.model.generate import NaNLogits
+from ..lm.parts.errors import ConfigError, NaNError
 from .continuing import Sampling, continue_batch
 from .memory import automatic_batch_tokens
 from .nan_trace import first_nan

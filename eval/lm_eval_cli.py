@@ -22,7 +22,7 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows
 
-from ..lm.errors import UserError
+from ..lm.parts.errors import UserError
 from ..lm.run import Run
 from .evaluation import templates_compiled_once
 from .harness import HybridHarness

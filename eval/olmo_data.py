@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..lm.data.sources import fetch_command, get_source
-from ..lm.errors import DataError
+from ..lm.parts.errors import DataError
 
 
 def olmo_folder(cache: str | Path) -> Path:

@@ -10,10 +10,10 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from ..lm.errors import ConfigError, DataError
-from ..lm.eval_config import Mode
 from ..lm.model.cache import Cache
-from ..lm.strict import nearest
+from ..lm.parts.errors import ConfigError, DataError
+from ..lm.parts.strict import nearest
+from ..lm.recipe.eval import Mode
 from .long_context import CHUNK, check_length, length_limit, nan_traced, run_chunks, target_scores
 from .saved import Saved
 from .scoring import inference

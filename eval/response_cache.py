@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from ..lm.errors import DataError
 from ..lm.model import HybridLM
+from ..lm.parts.errors import DataError
 
 if TYPE_CHECKING:
     from ..lm.data.tokenizer import Tokenizer

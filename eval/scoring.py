@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..lm.errors import NaNError
 from ..lm.model import HybridLM
 from ..lm.model.cache import Cache
+from ..lm.parts.errors import NaNError
 from .memory import state_tokens
 from .prefix_tree import Node, grow, separate
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..lm.data.sources import SOURCES, fetch_command, read
-from ..lm.errors import ConfigError, DataError
-from ..lm.strict import nearest
+from ..lm.parts.errors import ConfigError, DataError
+from ..lm.parts.strict import nearest
 
 if TYPE_CHECKING:
     from ..lm.data.tokenizer import Tokenizer

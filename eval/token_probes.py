@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-from ..lm.errors import ConfigError
+from ..lm.parts.errors import ConfigError
 from .long_context import check_length
 from .saved import Saved
 from .scoring import inference
 
 if TYPE_CHECKING:
-    from ..lm.config import BaseModelConfig
     from ..lm.model import HybridLM
+    from ..lm.recipe.model import BaseModelConfig
     from .synthetic.task import Examples, Task
 
 

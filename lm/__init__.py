@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from .lazy import on_first_use
+from .parts.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from .config import Recipe
     from .model import HybridLM
+    from .recipe.recipe import Recipe
 
 __all__ = ["HybridLM", "Recipe"]
 
-__getattr__ = on_first_use(__name__, {"Recipe": ".config", "HybridLM": ".model"})
+__getattr__ = on_first_use(__name__, {"Recipe": ".recipe.recipe", "HybridLM": ".model"})

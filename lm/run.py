@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from .config import Recipe
 from .data.files import write_atomically
-from .strict import ConfigError
+from .parts.errors import ConfigError
+from .recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from .data.tokenizer import Tokenizer

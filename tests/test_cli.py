@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.lm import cli
+from hybridlm.tools import cli
 
 runner = CliRunner()
 VERBS = (

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hybridlm.lm import Recipe, cli
-from hybridlm.lm.grid import GridConfig
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm import Recipe
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.grid import GridConfig
+from hybridlm.tools import cli
 
 GRID = {
     "mixers": {"gla": [], "gated_deltanet": ["model.n_layers=2", "optim.lr=1e-3"]},

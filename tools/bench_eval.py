@@ -23,8 +23,8 @@ from ..eval.catalogue import Options, build
 from ..eval.harness import HybridHarness
 from ..eval.scoring import Window, split_windows
 from ..lm.data.tokenizer import Tokenizer
-from ..lm.errors import ConfigError
 from ..lm.model import HybridLM
+from ..lm.parts.errors import ConfigError
 from ..lm.run import Run
 
 ROUNDS = 2  # timed runs of each side, after one that warms up on the first few requests

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..lm.config import Recipe
 from ..lm.model import HybridLM
+from ..lm.recipe.recipe import Recipe
 from ..lm.train.engine import Engine
 
 
@@ -80,7 +80,7 @@ def _olmo_hybrid(recipe: Recipe, ids: torch.Tensor) -> tuple[Callable[[], None],
     sys.modules["fla"] = None  # type: ignore[assignment]
     from transformers import OlmoHybridConfig, OlmoHybridForCausalLM
 
-    from ..lm.mixers.attention import AttentionConfig
+    from ..lm.mixers.attention.options import AttentionConfig
     from ..lm.mixers.gated_deltanet import GatedDeltaNetConfig
 
     specs = recipe.model.layer_specs()

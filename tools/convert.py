@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ..lm.console import stage
-from ..lm.errors import ConfigError
+from ..eval.console import stage
 from ..lm.hf.importing import import_llama
-from ..lm.model.layout import describe
-from ..lm.strict import nearest
+from ..lm.parts.errors import ConfigError
+from ..lm.parts.strict import nearest
+from ..lm.recipe.layers import describe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -242,7 +242,7 @@ def check_backends() -> list[Check]:
 def build_native(console: Console) -> None:
     """Compile the native CPU kernels, unless that is done, and say where they are. Raises UserError if it fails."""
     from ..kernels.native import build
-    from ..lm.errors import UserError
+    from ..lm.parts.errors import UserError
 
     try:
         console.print(f"native kernels: built for this machine, {build.build()}", highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from ..lm.console import stage
+from ..eval.console import stage
 from ..lm.data.prepare import Prepared
 from ..lm.run import Run
 from .in_loop import Measurement, measure_newest

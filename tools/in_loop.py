@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from rich.console import Console
 
-from ..lm.config import Recipe
-from ..lm.console import stage
-from ..lm.errors import concerning
+from ..eval.console import stage
 from ..lm.model import HybridLM
+from ..lm.parts.errors import concerning
+from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
 from ..lm.train.loop import Hook
 from ..lm.train.telemetry import log_measured

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..lm.config import Recipe
-from ..lm.errors import ConfigError, concerning
-from ..lm.eval_config import NeedlesConfig, PositionsConfig
+from ..lm.parts.errors import ConfigError, concerning
+from ..lm.recipe.eval import NeedlesConfig, PositionsConfig
+from ..lm.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from ..eval.needles import Needles

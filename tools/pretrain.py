@@ -6,10 +6,10 @@ import time
 
 from rich.console import Console
 
-from ..lm.config import Recipe
-from ..lm.console import stage
+from ..eval.console import stage
 from ..lm.data.prepare import prepare
-from ..lm.model.layout import describe
+from ..lm.recipe.layers import describe
+from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
 from ..lm.train.loop import Trainer
 from .finish import finish

@@ -7,13 +7,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..eval.console import binary, markdown_table, plain_table, si
 from ..eval.synthetic.recipe import SyntheticRecipe
-from ..lm.config import RECIPES, Recipe, load_tree
-from ..lm.console import binary, markdown_table, plain_table, si
-from ..lm.grid import Variant
-from ..lm.model.layout import describe
-from ..lm.strict import ConfigError, nearest
-from ..lm.summary import Size, size_of, size_of_model
+from ..lm.parts.errors import ConfigError
+from ..lm.parts.strict import nearest
+from ..lm.recipe.files import RECIPES, load_tree
+from ..lm.recipe.grid import Variant
+from ..lm.recipe.layers import describe
+from ..lm.recipe.recipe import Recipe
+from .summary import Size, size_of, size_of_model
 
 HEADER = ("variant", "layers", "parameters", "non-emb.", "state", "per token", "FLOPs/token", "tokens")
 NOTES = (

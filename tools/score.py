@@ -8,9 +8,9 @@ from typing import Literal
 import torch.distributed as dist
 from rich.console import Console
 
-from ..lm.config import Recipe
-from ..lm.console import stage
-from ..lm.errors import ConfigError
+from ..eval.console import stage
+from ..lm.parts.errors import ConfigError
+from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
 from ..lm.train.distributed import start_process_group
 from .in_loop import Measurement, prepare_all

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..lm.console import stage
+from ..eval.console import stage
 from ..lm.data.sources import SOURCES, fetch
 
 

@@ -17,16 +17,16 @@ from typing import Any
 
 from rich.console import Console
 
-from ..lm.config import Recipe
 from ..lm.data.files import write_atomically
 from ..lm.data.prepare import prepare
-from ..lm.errors import ConfigError, UserError
-from ..lm.grid import Variant
+from ..lm.parts.errors import ConfigError, UserError
+from ..lm.recipe.grid import Variant
+from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
-from ..lm.summary import LONG, size_of
 from .recipes import select
 from .report import valid_scores
 from .study_tables import markdown, show
+from .summary import LONG, size_of
 
 RESULT = "study.json"
 """Written into a variant's run folder when its process has ended well; what makes it finished."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..lm.console import binary, markdown_table, plain_table, si
+from ..eval.console import binary, markdown_table, plain_table, si
 
 Row = dict[str, Any]
 

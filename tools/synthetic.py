@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..eval.console import markdown_table, plain_table
 from ..eval.synthetic.plots import plot_ratio, plot_tradeoff
 from ..eval.synthetic.recipe import SyntheticRecipe
 from ..eval.synthetic.sweep import (
@@ -21,9 +22,8 @@ from ..eval.synthetic.sweep import (
     sweep,
 )
 from ..eval.synthetic.task import Anchor
-from ..lm.console import markdown_table, plain_table
 from ..lm.data.files import write_atomically
-from ..lm.errors import UserError
+from ..lm.parts.errors import UserError
 from .study import hardware
 
 ON_TERMINAL = (0, 1, 2, 4, 6)  # columns that fit

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from ...lm.errors import DataError
+from ...lm.parts.errors import DataError
 from ..texts import encode_pieces
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from ...lm.errors import ConfigError
+from ...lm.parts.errors import ConfigError
 from ..texts import encode_pieces
 from .prompt import Prompt
 from .words import KEYS, WORDS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...lm.data.document import digest
-from ...lm.errors import ConfigError
+from ...lm.parts.errors import ConfigError
 from ..long_context import check_length, greedy, length_limit, nan_traced, prefill, target_scores
 from ..scoring import inference
 from .prompt import Prompt
@@ -18,10 +18,10 @@ from .prompts import DEPTHS, FORMAT, even_depths, make_prompts
 from .results import Answered, Needles, summarise
 
 if TYPE_CHECKING:
-    from ...lm.config import BaseModelConfig
     from ...lm.data.tokenizer import Tokenizer
     from ...lm.model import HybridLM
     from ...lm.model.cache import Cache
+    from ...lm.recipe.model import BaseModelConfig
 
 
 def measure_needles(

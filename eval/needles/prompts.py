@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ...lm.data.document import digest
-from ...lm.errors import ConfigError, DataError
-from ...lm.strict import nearest
+from ...lm.parts.errors import ConfigError, DataError
+from ...lm.parts.strict import nearest
 from ..texts import encode_pieces
 from .haystack import Haystack, Straw
 from .lists import ListMaker

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import datasets
 from lm_eval.api.task import ConfigurableTask
 
-from ...lm.errors import DataError
+from ...lm.parts.errors import DataError
 from ..tasks.entry import Options, make
 from .cloze import completion
 from .task import RecallTask, recall_config

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ...lm.strict import ConfigError, nearest
+from ...lm.parts.errors import ConfigError
+from ...lm.parts.strict import nearest
 from . import circuits, copying, mad, mqar, regression, state_tracking
 from .task import Task
 

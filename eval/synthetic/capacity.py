@@ -21,8 +21,8 @@ from torch import Tensor
 from ...kernels.gated_delta import gated_delta_rule
 from ...kernels.gated_linear_attention import gated_linear_attention
 from ...kernels.softmax_attention import masked_attention
-from ...lm.console import binary, plain_table
-from ...lm.errors import ConfigError
+from ...lm.parts.errors import ConfigError
+from ..console import binary, plain_table
 from .drawing import generator
 
 LOADS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ...lm.model.norm import RMSNorm
+from ...lm.parts.norm import RMSNorm
 from .drawing import distinct, generator
 from .task import IGNORE, Anchor, Examples, Task
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from rich.table import Table
 
-from ...lm.errors import ConfigError
+from ...lm.parts.errors import ConfigError
 from .drawing import generator
 from .sweep import spread
 from .task import Anchor

@@ -23,9 +23,11 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, InstanceOf, model_validator
 
-from ...lm.config import BaseModelConfig, Layer, ModelConfig, load_tree
-from ...lm.grid import Variant
-from ...lm.strict import ConfigError, Strict, nearest
+from ...lm.parts.errors import ConfigError
+from ...lm.parts.strict import Strict, nearest
+from ...lm.recipe.files import load_tree
+from ...lm.recipe.grid import Variant
+from ...lm.recipe.model import BaseModelConfig, Layer, ModelConfig
 from . import parse
 from .task import Task, segment_seeds
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from ...lm.console import binary
-from ...lm.errors import ConfigError, DataError
-from ...lm.strict import nearest
+from ...lm.parts.errors import ConfigError, DataError
+from ...lm.parts.strict import nearest
+from ..console import binary
 from .recipe import Point, SyntheticRecipe, load_point
 from .workers import run_parallel
 

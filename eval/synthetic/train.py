@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...lm.config import BaseModelConfig, OptimConfig, ScheduleConfig
-from ...lm.errors import UserError
 from ...lm.model import HybridLM
-from ...lm.model.sequences import Sequences
+from ...lm.parts.context import Sequences
+from ...lm.parts.errors import UserError
+from ...lm.recipe.model import BaseModelConfig
+from ...lm.recipe.train import OptimConfig, ScheduleConfig
 from ...lm.train.optim import build_optimizer
 from ...lm.train.schedule import learning_rate
 from . import TASKS

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from ...lm.data.sources import fetch, fetch_command
-from ...lm.errors import DataError
+from ...lm.parts.errors import DataError
 from ..olmo_data import arrow, requests
 from .entry import Rows
 

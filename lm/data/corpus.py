@@ -5,14 +5,13 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
-from ..strict import ConfigError
+from ..parts.errors import ConfigError, DataError
 from .document import Document
 from .registries import sha256_of
 from .sources import get_source, read
 
 if TYPE_CHECKING:
-    from ..config import Select, SourceConfig
+    from ..recipe.data import Select, SourceConfig
 
 
 def documents(source: "SourceConfig", cache: str | Path) -> Iterator[Document]:

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError
+from ..parts.errors import ConfigError
 
 
 class DataError(ConfigError):

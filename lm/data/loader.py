@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError
+from ..parts.errors import ConfigError
 from .document import digest
 from .mixture import Mixture
 from .packed import PackedDataset

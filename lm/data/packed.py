@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
+from ..parts.errors import DataError
 
 INDEX = "index.json"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
+from ..parts.errors import DataError
 from .document import Document
 from .files import atomic, write_atomically
 from .packed import INDEX, PackedDataset, token_dtype

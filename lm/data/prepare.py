@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from ..errors import ConfigError, DataError
+from ..parts.errors import ConfigError, DataError
 from .corpus import content_key, documents
 from .document import Document, digest
 from .packed import PackedDataset
@@ -20,7 +20,8 @@ from .packing import FORMAT, is_packed, pack
 from .tokenizer import Tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
-    from ..config import DataConfig, Recipe, SourceConfig
+    from ..recipe.data import DataConfig, SourceConfig
+    from ..recipe.recipe import Recipe
 
 LOCK_SECONDS = 3600.0
 

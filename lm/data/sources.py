@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..strict import ConfigError, nearest
+from ..parts.errors import ConfigError
+from ..parts.strict import nearest
 from . import readers
 from .archives import read_members
 from .document import Document

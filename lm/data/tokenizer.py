@@ -12,7 +12,7 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from ..errors import ConfigError, DataError
+from ..parts.errors import ConfigError, DataError
 from .files import write_atomically
 
 MODEL_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"

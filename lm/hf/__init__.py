@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..lazy import on_first_use
+from ..parts.lazy import on_first_use
 
 if TYPE_CHECKING:
     from .exporting import save_pretrained

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from transformers.configuration_utils import PretrainedConfig
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 
 class HybridLMConfig(PretrainedConfig):
@@ -41,7 +41,7 @@ class HybridLMConfig(PretrainedConfig):
 
     def model_config(self) -> "BaseModelConfig":
         """The model section, validated."""
-        from ..config import ModelConfig
+        from ..recipe.model import ModelConfig
 
         return ModelConfig.parse(self.section, where="config.json: model")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..data.tokenizer import Tokenizer
-from ..errors import ConfigError
+from ..parts.errors import ConfigError
 from .families import FAMILIES, choose_format
 from .folders import whole_folder
 from .streaming import write_safetensors

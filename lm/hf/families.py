@@ -9,13 +9,13 @@ from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
-from ..strict import nearest
+from ..parts.errors import ConfigError
+from ..parts.strict import nearest
 from . import hybridlm, llama, olmo_hybrid, qwen3_5
 from .stacked import Stacked
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
     from .reading import Stored
 
 # in the order in which `auto` tries them; the last describes every model

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..data.files import flush
-from ..errors import ConfigError
+from ..parts.errors import ConfigError
 
 
 def check_free(path: Path) -> None:

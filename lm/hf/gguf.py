@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError
+from ..parts.errors import CheckpointError, ConfigError
 from .reading import Stored
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import ConfigError
+from ..parts.errors import ConfigError
 from .stacked import Part, Stacked
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 MODEL_TYPE, ARCHITECTURE = "hybridlm", "HybridLMForCausalLM"
 

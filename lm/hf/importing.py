@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, Recipe
 from ..data.files import write_atomically
 from ..data.tokenizer import Tokenizer
-from ..errors import ConfigError
-from ..mixers.base import Float32Module
 from ..model import HybridLM
+from ..parts.errors import ConfigError
+from ..parts.float32 import Float32Module
+from ..recipe.model import ModelConfig
+from ..recipe.recipe import Recipe
 from ..run import Run, code_revision
 from ..train.checkpoint import FORMAT
 from . import hybridlm

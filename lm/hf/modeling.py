@@ -8,9 +8,9 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-from ..errors import ConfigError
-from ..mixers.base import Float32Module
 from ..model import Cache, HybridLM
+from ..parts.errors import ConfigError
+from ..parts.float32 import Float32Module
 from .configuration import HybridLMConfig
 
 

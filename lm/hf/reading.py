@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError
+from ..parts.errors import CheckpointError, ConfigError
 from .stacked import Stacked
 
 if TYPE_CHECKING:

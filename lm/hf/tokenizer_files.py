@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 
 from ..data.files import write_atomically
 from ..data.tokenizer import JSON_FILE, MODEL_FILE, SPACE, Tokenizer
-from ..errors import ConfigError
+from ..parts.errors import ConfigError
 
 ModelProto = Any
 """sentencepiece's protocol buffer of a model; its class is made at run time."""

@@ -9,7 +9,7 @@ import tokenizers
 
 from ..data.files import write_atomically
 from ..data.tokenizer import CONFIG_FILE, JSON_FILE, MODEL_FILE
-from ..errors import CheckpointError, ConfigError
+from ..parts.errors import CheckpointError, ConfigError
 from .reading import read_json
 
 # beside the tokenizer itself: chat templates, the special tokens' names

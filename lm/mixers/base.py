@@ -1,32 +1,19 @@
 """The mixer protocol: what a decoder block, the cache and the training loop may ask of any token mixer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ..model.cache import LayerState
-from ..model.sequences import Sequences
-from ..strict import Strict
+from ..parts.context import Sequences
+from ..parts.float32 import Float32Module
+from ..parts.state import LayerState
+from .options import MixerConfig
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
-
-
-class MixerConfig(Strict):
-    """Options every mixer has. Options that are None are sized from the model by `resolve`."""
-
-    norm: Literal["pre", "post"] = "pre"
-    """`pre`: x + mixer(norm(x)); `post`: x + norm(mixer(x)), for the mixer and the FFN of this layer."""
-    ffn_hidden: int | None = Field(default=None, gt=0)
-    """Hidden width of this layer's FFN; None: that of the model's `ffn` section."""
-
-    def resolve(self, model: "BaseModelConfig") -> Self:
-        """A copy in which nothing is None that the mixer needs. Raises ValueError when the sizes contradict."""
-        return self.model_copy()
+    from ..recipe.model import BaseModelConfig
 
 
 class Mixed(NamedTuple):
@@ -40,23 +27,6 @@ class Mixed(NamedTuple):
     y: Tensor
     losses: Mapping[str, Tensor] = MappingProxyType({})
     stats: Mapping[str, Tensor] = MappingProxyType({})
-
-
-class Float32Module(nn.Module):
-    """A module some of whose parameters need more digits than the rest of the model."""
-
-    float32_parameters: ClassVar[tuple[str, ...]] = ()
-    """Own parameters that stay float32 whatever dtype the model is cast to, and take no weight decay."""
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
-        kept = {name: self._parameters[name] for name in self.float32_parameters}
-        data = {name: p.data for name, p in kept.items() if p is not None}
-        super()._apply(fn, recurse)
-        for name, old in data.items():
-            parameter = self._parameters[name]
-            if parameter is not None and parameter.dtype in (torch.bfloat16, torch.float16):
-                parameter.data = old.to(parameter.device, torch.float32)  # undo the cast, keep the move
-        return self
 
 
 class Mixer(Float32Module):

@@ -14,13 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..model.cache import LayerState
-from ..model.sequences import Sequences
-from .base import Mixed, MixerConfig
+from ..parts.context import Sequences
+from ..parts.state import LayerState
+from .base import Mixed
+from .options import MixerConfig
 from .recurrent import RecurrentMixer, conv_kernel
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 
 class GatedConvConfig(MixerConfig):

@@ -15,15 +15,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...kernels import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
-from ..model.cache import LayerState
-from ..model.norm import RMSNorm, l2_normalize
-from ..model.sequences import Sequences
+from ..parts.context import Sequences
+from ..parts.norm import RMSNorm, l2_normalize
+from ..parts.state import LayerState
 from .base import Mixed
-from .recurrent import ChunkedConfig, RecurrentMixer, conv_kernel
-from .sizes import head_sizes
+from .options import ChunkedConfig, head_sizes
+from .recurrent import RecurrentMixer, conv_kernel
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 
 class GatedDeltaNetConfig(ChunkedConfig):

@@ -14,15 +14,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...kernels import gated_scan, gated_scan_step
-from ..model.cache import LayerState
-from ..model.norm import RMSNorm
-from ..model.sequences import Sequences
-from .base import Mixed, MixerConfig
+from ..parts.context import Sequences
+from ..parts.norm import RMSNorm
+from ..parts.state import LayerState
+from .base import Mixed
 from .lower_bounds import LowerBounds, forget_gate
+from .options import MixerConfig
 from .recurrent import RecurrentMixer
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 
 class HGRNConfig(MixerConfig):

@@ -11,16 +11,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
-from ..model.cache import LayerState
-from ..model.norm import RMSNorm
-from ..model.sequences import Sequences
+from ..parts.context import Sequences
+from ..parts.norm import RMSNorm
+from ..parts.state import LayerState
 from .base import Mixed
 from .lower_bounds import LowerBounds, forget_gate
-from .recurrent import ChunkedConfig, RecurrentMixer
-from .sizes import head_sizes
+from .options import ChunkedConfig, head_sizes
+from .recurrent import RecurrentMixer
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 
 class HGRN2Config(ChunkedConfig):

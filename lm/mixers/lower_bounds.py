@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .base import Float32Module
+from ..parts.errors import ConfigError
+from ..parts.float32 import Float32Module
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 
 class LowerBounds(Float32Module):

@@ -2,26 +2,19 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import short_conv, short_conv_step
-from ..model.cache import LayerState
-from ..model.sequences import Sequences
-from .base import Mixer, MixerConfig
+from ..parts.context import Sequences
+from ..parts.state import LayerState
+from .base import Mixer
+from .options import ChunkedConfig
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
-
-
-class ChunkedConfig(MixerConfig):
-    """Options of mixers that work on chunks of tokens. They change time and memory, not what is computed."""
-
-    chunk_size: Literal[16, 32, 64] = 64
-    recompute: bool = False
-    """Rebuild the memories between chunks in the backward pass rather than keep them."""
+    from ..recipe.model import BaseModelConfig
 
 
 class RecurrentMixer(Mixer):

@@ -12,16 +12,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
-from ..model.cache import LayerState
-from ..model.norm import RMSNorm
-from ..model.rope import RopeConfig, rotate, rotation
-from ..model.sequences import Sequences
+from ..parts.context import Sequences
+from ..parts.norm import RMSNorm
+from ..parts.rope import rotate, rotation
+from ..parts.rope_config import RopeConfig
+from ..parts.state import LayerState
 from .base import Mixed
-from .recurrent import ChunkedConfig, RecurrentMixer
-from .sizes import head_count
+from .options import ChunkedConfig, head_count
+from .recurrent import RecurrentMixer
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 
 class RetNetConfig(ChunkedConfig):

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..mixers import MIXERS, Mixed
-from .cache import LayerState
-from .ffn import SwiGLU
-from .layout import LayerSpec
-from .norm import RMSNorm
-from .sequences import Sequences
+from ..parts.context import Sequences
+from ..parts.ffn import SwiGLU
+from ..parts.norm import RMSNorm
+from ..parts.state import LayerState
+from ..recipe.layers import LayerSpec
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 
 class Block(nn.Module):

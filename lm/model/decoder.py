@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..mixers import MIXERS, Mixer
-from ..mixers.attention import Attention
+from ..mixers.attention.attention import Attention
+from ..parts.context import Sequences
+from ..parts.norm import RMSNorm
+from ..recipe.layers import LayerSpec
 from .block import Block
 from .cache import Cache
-from .layout import LayerSpec
 from .loss import cap, full_cross_entropy, linear_cross_entropy, shift_labels
-from .norm import RMSNorm
-from .sequences import Sequences
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from ..recipe.model import BaseModelConfig
 
 
 class Output(NamedTuple):

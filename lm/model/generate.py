@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import NaNError
+from ..parts.errors import NaNError
 
 if TYPE_CHECKING:
     from .decoder import HybridLM

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sequences import Sequences
+from ..parts.context import Sequences
 
 IGNORE = -100
 SLICE = 1 << 21  # logits per slice: 8 MiB of float32, whatever the vocabulary

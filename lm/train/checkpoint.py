@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import CheckpointConfig
 from ..data.files import flush
-from ..errors import CheckpointError, ConfigError
+from ..parts.errors import CheckpointError, ConfigError
+from ..recipe.train import CheckpointConfig
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..config import OptimConfig, TrainConfig
 from ..mixers import Mixer
 from ..model import HybridLM, Output
+from ..recipe.train import OptimConfig, TrainConfig
 from .distributed import start_process_group
 from .optim import GuardedAdamW, build_optimizer
 from .schedule import learning_rate

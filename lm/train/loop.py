@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..config import Recipe
 from ..data.loader import Batch, Loader, valid_batches
 from ..data.packed import PackedDataset
 from ..data.prepare import Prepared
 from ..model import HybridLM
+from ..recipe.recipe import Recipe
 from ..run import Run
 from .checkpoint import Checkpoints
 from .engine import Engine

@@ -2,8 +2,8 @@
 
 import math
 
-from ..config import OptimConfig
-from ..strict import ConfigError
+from ..parts.errors import ConfigError
+from ..recipe.train import OptimConfig
 
 
 def learning_rate(step: int, total: int, optim: OptimConfig) -> float:

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..config import Recipe
 from ..model import HybridLM
+from ..recipe.recipe import Recipe
 from ..run import Run
 
 if TYPE_CHECKING:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hybridlm.lm.mixers import Mixed, Mixer, MixerConfig
-from hybridlm.lm.model.cache import LayerState
+from hybridlm.lm.mixers import Mixed, Mixer
+from hybridlm.lm.mixers.options import MixerConfig
 from hybridlm.lm.model.decoder import HybridLM
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.state import LayerState
 
 if TYPE_CHECKING:
-    from hybridlm.lm.config import BaseModelConfig
+    from hybridlm.lm.recipe.model import BaseModelConfig
 
 BLOCK = 64
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hybridlm.kernels import backend
 from hybridlm.lm import HybridLM, Recipe
-from hybridlm.lm.config import BaseModelConfig, ModelConfig
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.lm.model.cache import Cache
+from hybridlm.lm.recipe.model import BaseModelConfig, ModelConfig
 from hybridlm.tests.oracles import assert_close
 
 VOCAB = 97
@@ -57,7 +57,7 @@ class Builder:
 
 
 def stand_in_config(*names: str) -> type[BaseModelConfig]:
-    """ModelConfig with a section for mixers that were registered after `hybridlm.lm.config` was imported."""
+    """ModelConfig with a section for mixers that were registered after `hybridlm.lm.recipe` was imported."""
     sections = {name: (MIXERS[name].Config, Field(default_factory=MIXERS[name].Config)) for name in names}
     return create_model("StandInConfig", __base__=ModelConfig, **sections)  # type: ignore[call-overload]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridlm.kernels import available_backends, backend, operators
 from hybridlm.lm.mixers import MIXERS
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.parts.context import Sequences
 from hybridlm.tests.contracts.harness import (
     FORWARD,
     GRADIENT,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hybridlm.lm import HybridLM
 from hybridlm.lm.mixers import Mixer
-from hybridlm.lm.model.norm import RMSNorm
+from hybridlm.lm.parts.norm import RMSNorm
 from hybridlm.tests.contracts import broken
 from hybridlm.tests.contracts.harness import Build, gradients, scores, tokens, weights_like
 from hybridlm.tests.oracles import assert_close

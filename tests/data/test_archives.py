@@ -12,7 +12,7 @@ from hybridlm.lm.data import readers
 from hybridlm.lm.data.archives import read_members
 from hybridlm.lm.data.rdata import string_vectors
 from hybridlm.lm.data.sword import read_module
-from hybridlm.lm.errors import DataError
+from hybridlm.lm.parts.errors import DataError
 
 
 def make_tar(files: dict[str, bytes], mode: Literal["w:gz", "w:xz"]) -> bytes:

@@ -2,10 +2,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridlm.lm.config import Select, SourceConfig
 from hybridlm.lm.data.corpus import content_key, documents
 from hybridlm.lm.data.document import Document
-from hybridlm.lm.errors import DataError, UserError
+from hybridlm.lm.parts.errors import DataError, UserError
+from hybridlm.lm.recipe.data import Select, SourceConfig
 
 ROWS = [{"id": f"d{i}", "text": f"text {i}", "year": 2000 + i} for i in range(10)]
 

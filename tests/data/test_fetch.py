@@ -5,7 +5,7 @@ import pytest
 
 from hybridlm.lm.data import registries, sources
 from hybridlm.lm.data.registries import Pin, download
-from hybridlm.lm.errors import ConfigError, DataError
+from hybridlm.lm.parts.errors import ConfigError, DataError
 
 from .test_archives import make_wheel
 

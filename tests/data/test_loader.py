@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hybridlm.lm.data.loader import Loader, valid_batches
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 
 
 def rows_of(batches, context: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ import pytest
 from hybridlm.lm.data import packing
 from hybridlm.lm.data.packed import token_dtype
 from hybridlm.lm.data.packing import PackedDataset, pack, write_shard
-from hybridlm.lm.errors import DataError
+from hybridlm.lm.parts.errors import DataError
 
 from .conftest import make_documents
 

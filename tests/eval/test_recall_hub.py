@@ -5,7 +5,7 @@ import pytest
 
 from hybridlm.eval.catalogue import CATALOGUE, Options, build
 from hybridlm.eval.continuing import Sampling
-from hybridlm.lm.errors import DataError
+from hybridlm.lm.parts.errors import DataError
 
 JOINED = ["based_triviaqa", "based_drop", "based_nq_512", "based_nq_1024", "based_nq_2048"]
 FDA = {

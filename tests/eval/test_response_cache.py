@@ -8,7 +8,7 @@ import pytest
 
 from hybridlm.eval import response_cache
 from hybridlm.eval.response_cache import ResponseCache
-from hybridlm.lm.errors import DataError
+from hybridlm.lm.parts.errors import DataError
 
 REQUESTS = [("score", (1, 2), (3,)), ("score", (1,), (2, 3)), ("generate", [1, 2], "x", None)]
 

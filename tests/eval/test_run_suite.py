@@ -11,7 +11,7 @@ from hybridlm.eval.scores import Scores
 from hybridlm.eval.suites import SUITES
 from hybridlm.eval.token_probes import TokenProbes
 from hybridlm.lm import Recipe
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.run import Run
 from hybridlm.tools.long import PREPARE
 from hybridlm.tools.score import run_suite

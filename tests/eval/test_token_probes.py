@@ -7,7 +7,7 @@ import torch
 
 from hybridlm.eval.token_probes import TokenProbes, draw_probes, measure_probes
 from hybridlm.lm import Recipe
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 
 MQAR = {"task": "mqar", "vocab_size": 128, "length": 64, "n_pairs": 4, "examples": 30}
 

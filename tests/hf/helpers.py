@@ -3,8 +3,8 @@
 import torch
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.config import ModelConfig
 from hybridlm.lm.mixers import MIXERS
+from hybridlm.lm.recipe.model import ModelConfig
 
 VOCAB = 61
 

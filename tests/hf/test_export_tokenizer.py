@@ -13,8 +13,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
-from hybridlm.lm.errors import ConfigError
 from hybridlm.lm.hf.tokenizer_files import write_tokenizer
+from hybridlm.lm.parts.errors import ConfigError
 
 TEXTS = [
     "Fellow citizens: the state of the union is strong, and the strength of the state is in its citizens.",

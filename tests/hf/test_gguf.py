@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridlm.lm.errors import CheckpointError, ConfigError
 from hybridlm.lm.hf import load_pretrained
 from hybridlm.lm.hf.importing import import_llama
+from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.llamas import ids, save
 from hybridlm.tests.oracles import assert_close
 

@@ -16,11 +16,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.config import ModelConfig, Recipe
-from hybridlm.lm.errors import ConfigError
 from hybridlm.lm.hf import load_pretrained, reading, save_pretrained
 from hybridlm.lm.hf.importing import import_llama
 from hybridlm.lm.hf.llama import hf_config, recipe_section
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.model import ModelConfig
+from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.tests.hf.llamas import KINDS, edit_config, ids, save, save_tokenizer
 from hybridlm.tests.oracles import assert_close, relative_rms
 from hybridlm.tools.pretrain import pretrain

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.errors import ConfigError
 from hybridlm.lm.hf.configuration import HybridLMConfig
 from hybridlm.lm.hf.modeling import HybridLMForCausalLM
 from hybridlm.lm.mixers import MIXERS
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tests.hf.helpers import VOCAB, assert_same_bits, build, section, tokens
 from hybridlm.tests.oracles import assert_close
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hybridlm.lm.errors import CheckpointError, ConfigError
 from hybridlm.lm.hf import load_pretrained
 from hybridlm.lm.hf.importing import import_llama
+from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.llamas import edit_config, save, save_tokenizer
 
 UP = "model.layers.1.mlp.up_proj.weight"

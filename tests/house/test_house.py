@@ -132,7 +132,7 @@ def test_optional_packages_are_imported_only_inside_functions():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("hybridlm.lm.cli", ["torch", "numpy", "transformers", "datasets", "matplotlib"]),
+        ("hybridlm.tools.cli", ["torch", "numpy", "transformers", "datasets", "matplotlib"]),
         ("hybridlm.lm", ["torch", "transformers"]),
         ("hybridlm.kernels", ["triton", "fla", "transformers", "deepspeed"]),
         ("hybridlm.lm.mixers", ["triton", "fla", "transformers", "deepspeed"]),

@@ -12,7 +12,7 @@ import torch
 
 from hybridlm.kernels import availability
 from hybridlm.kernels.native import build
-from hybridlm.lm.errors import UserError
+from hybridlm.lm.parts.errors import UserError
 from hybridlm.tools import doctor
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason=build.no_compiler())

@@ -3,7 +3,7 @@
 import torch
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.config import ModelConfig
+from hybridlm.lm.recipe.model import ModelConfig
 
 
 def small(**options) -> ModelConfig:

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.lm.mixers import MIXERS, Mixer
-from hybridlm.lm.model.norm import RMSNorm
-from hybridlm.lm.model.rope import RopeConfig, cos_sin, inverse_frequencies, rotate
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.norm import RMSNorm
+from hybridlm.lm.parts.rope import cos_sin, inverse_frequencies, rotate
+from hybridlm.lm.parts.rope_config import RopeConfig
 from hybridlm.tests.model.helpers import small
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.config import ModelConfig
+from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.tests.model.helpers import tokens
 from hybridlm.tests.oracles import assert_close
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybridlm.kernels.softmax_attention import causal_attention
-from hybridlm.lm.model.rope import RopeConfig, cos_sin, inverse_frequencies, rotate
+from hybridlm.lm.parts.rope import cos_sin, inverse_frequencies, rotate
+from hybridlm.lm.parts.rope_config import RopeConfig
 from hybridlm.tests.model.helpers import build, small, tokens
 from hybridlm.tests.oracles import assert_close
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hybridlm.lm.mixers.attention.state import KVState
 from hybridlm.lm.model import Cache
-from hybridlm.lm.model.cache import KVState
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
 

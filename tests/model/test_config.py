@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from hybridlm.lm import Recipe
-from hybridlm.lm.config import RECIPES
 from hybridlm.lm.mixers import MIXERS
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.files import RECIPES
 from hybridlm.tools.recipes import load
 
 BASE = """

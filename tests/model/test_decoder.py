@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hybridlm.lm.mixers import MIXERS, Mixed
-from hybridlm.lm.mixers.attention import Attention
+from hybridlm.lm.mixers.attention.attention import Attention
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
 

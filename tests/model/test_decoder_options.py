@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.model.rope import RopeConfig, rotate, rotation
-from hybridlm.lm.summary import parameters_by_part
+from hybridlm.lm.parts.rope import rotate, rotation
+from hybridlm.lm.parts.rope_config import RopeConfig
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
+from hybridlm.tools.summary import parameters_by_part
 
 WITHOUT_ROPE = {"pattern": ["attention"], "attention": {"rope": None}}
 

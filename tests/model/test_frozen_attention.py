@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hybridlm.lm.config import OptimConfig
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.recipe.train import OptimConfig
 from hybridlm.lm.train.optim import build_optimizer
 from hybridlm.tests.model.helpers import build, small, tokens
 

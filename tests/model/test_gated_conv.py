@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from hybridlm.lm.config import ModelConfig
 from hybridlm.lm.mixers.gated_conv import GatedConv
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.tests.oracles import assert_close
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlm.lm.config import ModelConfig
-from hybridlm.lm.model.layout import describe
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.layers import describe
+from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.tests.model.helpers import build, small, tokens
 
 THREE_TO_ONE = ["gated_deltanet", "gated_deltanet", "gated_deltanet", "attention"]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hybridlm.lm.mixers import Mixer
 from hybridlm.lm.mixers.recurrent import RecurrentMixer
-from hybridlm.lm.model.rope import RopeConfig, rotation
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.rope import rotation
+from hybridlm.lm.parts.rope_config import RopeConfig
 from hybridlm.tests.model import linear_mixers as oracle
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.model.linear_mixers import CPU, ORACLES, D, dense, inputs, mixer

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.lm.model import loss
 from hybridlm.lm.model.loss import IGNORE, full_cross_entropy, linear_cross_entropy, shift_labels
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.parts.context import Sequences
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
 

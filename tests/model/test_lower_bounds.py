@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.lm.mixers.lower_bounds import LowerBounds, forget_gate
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.train.optim import parameter_groups
 from hybridlm.tests.model.helpers import build, small, tokens
 from hybridlm.tests.oracles import assert_close

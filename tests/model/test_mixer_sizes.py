@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.config import ModelConfig
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.tests.model.helpers import build, small
 
 SIZES = ("n_heads", "head_dim", "v_head_dim")

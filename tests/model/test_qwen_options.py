@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from hybridlm.lm.config import ModelConfig
-from hybridlm.lm.errors import ConfigError
-from hybridlm.lm.model.norm import RMSNorm
-from hybridlm.lm.model.rope import RopeConfig, inverse_frequencies, rotate, rotation
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.parts.norm import RMSNorm
+from hybridlm.lm.parts.rope import inverse_frequencies, rotate, rotation
+from hybridlm.lm.parts.rope_config import RopeConfig
+from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.config import ModelConfig
-from hybridlm.lm.mixers.attention import Attention
-from hybridlm.lm.model.norm import RMSNorm
+from hybridlm.lm.mixers.attention.attention import Attention
+from hybridlm.lm.parts.norm import RMSNorm
+from hybridlm.lm.recipe.model import ModelConfig
 
 SIZES = {"vocab_size": 31, "d_model": 32, "n_layers": 2}
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hybridlm.lm import cli
-from hybridlm.lm.config import Recipe
+from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
+from hybridlm.tools import cli
 from hybridlm.tools.pretrain import pretrain
 from hybridlm.tools.report import valid_scores
 from hybridlm.tools.sample import stream

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from hybridlm.eval.scoring import Window
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import train_tokenizer
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tools import bench_eval as module
 from hybridlm.tools.bench_eval import bench_eval, upper_bound
 

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hybridlm.eval.needles import Needles
 from hybridlm.eval.positions import Positions
-from hybridlm.lm.config import Recipe
-from hybridlm.lm.errors import ConfigError, DataError, UserError, concerning
+from hybridlm.lm.parts.errors import ConfigError, DataError, UserError, concerning
+from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
 from hybridlm.tools.in_loop import hooks, measurements
 from hybridlm.tools.pretrain import pretrain

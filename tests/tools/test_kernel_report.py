@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from hybridlm.kernels import backend
-from hybridlm.lm.errors import UserError
+from hybridlm.lm.parts.errors import UserError
 from hybridlm.tools.kernel_report import budgets, compile, report, table
 from hybridlm.tools.kernel_report.cases import CASES, Shape, check_covered
 from hybridlm.tools.kernel_report.compile import Build, compile_apart, inspect_kernel

@@ -3,10 +3,11 @@
 import pytest
 from typer.testing import CliRunner
 
-from hybridlm.lm import Recipe, cli
-from hybridlm.lm.strict import ConfigError
-from hybridlm.lm.summary import LONG, size_of
+from hybridlm.lm import Recipe
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.tools import cli
 from hybridlm.tools.recipes import select
+from hybridlm.tools.summary import LONG, size_of
 
 runner = CliRunner(env={"COLUMNS": "100"})
 MIB = 2**20

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tools.report_page.charts import COLOURS, heat_map
 from hybridlm.tools.report_page.collect import collect
 from hybridlm.tools.report_page.page import write_page

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from hybridlm.lm.errors import ConfigError, UserError
+from hybridlm.lm.parts.errors import ConfigError, UserError
 from hybridlm.lm.run import Run
 from hybridlm.tools import study as room
 from hybridlm.tools.study_tables import by_mixer_and_ratio

@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hybridlm.lm.train.checkpoint as module
-from hybridlm.lm.config import CheckpointConfig
-from hybridlm.lm.errors import CheckpointError
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import CheckpointError, ConfigError
+from hybridlm.lm.recipe.train import CheckpointConfig
 from hybridlm.lm.train.checkpoint import Checkpoints, latest_checkpoint
 from hybridlm.tests.train.worker import build_model, checkpoints, model_config, train
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import nn
 
 import hybridlm.lm.train.engine as module
-from hybridlm.lm.config import OptimConfig, ScheduleConfig
 from hybridlm.lm.mixers import MIXERS
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.train import OptimConfig, ScheduleConfig
 from hybridlm.lm.train.engine import Engine
 from hybridlm.lm.train.optim import parameter_groups
 from hybridlm.lm.train.schedule import learning_rate

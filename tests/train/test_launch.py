@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridlm.lm.config import Recipe
+from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
 
 LAUNCHERS = {

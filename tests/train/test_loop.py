@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hybridlm.lm.config import Recipe
+from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
 from hybridlm.tools.pretrain import pretrain
 

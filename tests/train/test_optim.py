@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybridlm.lm.config import OptimConfig
+from hybridlm.lm.recipe.train import OptimConfig
 from hybridlm.lm.train.optim import GuardedAdamW, build_optimizer, parameter_groups
 from hybridlm.tests.train.worker import build_model
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlm.lm.config import OptimConfig, ScheduleConfig
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.train import OptimConfig, ScheduleConfig
 from hybridlm.lm.train.schedule import learning_rate
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from hybridlm.lm.config import CheckpointConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from hybridlm.lm.model import HybridLM
+from hybridlm.lm.recipe.model import ModelConfig
+from hybridlm.lm.recipe.train import CheckpointConfig, OptimConfig, ScheduleConfig, TrainConfig
 from hybridlm.lm.train.checkpoint import Checkpoints
 from hybridlm.lm.train.engine import Engine
 from hybridlm.lm.train.schedule import learning_rate

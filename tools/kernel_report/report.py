@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ...lm.errors import UserError
+from ...lm.parts.errors import UserError
 from . import budgets
 from .cases import CASES, Case, Shape, check_covered
 from .hardware import DEVICES, TARGETS

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 
-from ...lm.console import binary
+from ...eval.console import binary
 from ..report import smooth
 
 matplotlib.use("Agg")

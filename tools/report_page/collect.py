@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...lm.errors import ConfigError
-from ...lm.model.layout import describe
+from ...lm.parts.errors import ConfigError
+from ...lm.recipe.layers import describe
 from ...lm.run import Run
 
 SWEEP_FILE = "results.jsonl"

@@ -5,8 +5,8 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
+from ...eval.console import binary
 from ...eval.synthetic.sweep import best
-from ...lm.console import binary
 from ..report import valid_scores
 from . import charts
 from .collect import RunView, SweepView

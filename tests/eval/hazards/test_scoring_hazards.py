@@ -12,8 +12,8 @@ from hybridlm.eval.memory import automatic_batch_tokens
 from hybridlm.eval.response_cache import ResponseCache, fingerprint
 from hybridlm.eval.scoring import Window, inference, score_windows, split_windows
 from hybridlm.lm import HybridLM, Recipe
-from hybridlm.lm.errors import ConfigError, NaNError
 from hybridlm.lm.mixers import MIXERS
+from hybridlm.lm.parts.errors import ConfigError, NaNError
 
 from .conftest import small
 from .live_bytes import LiveBytes

@@ -14,7 +14,7 @@ from hybridlm.eval.synthetic.circuits import (
     reuse_between,
     reuse_score,
 )
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.parts.context import Sequences
 from hybridlm.tests.eval.synthetic.definitions import certain, rows
 from hybridlm.tests.model.helpers import build
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.eval.synthetic.copying import FIRST_NAMES, LAST_NAMES, Copy, NgramLookup, Phonebook
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tests.eval.synthetic.checks import check_chance, check_fresh_process, check_solved
 
 IGNORE = -100

@@ -18,7 +18,7 @@ from hybridlm.eval.synthetic.mad import (
     SelectiveCopy,
     sinusoids,
 )
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tests.eval.synthetic.checks import check_chance, check_fresh_process, check_solved
 
 ALL = (Recall, NoisyRecall, FuzzyRecall, SelectiveCopy, Memorization, Compression)

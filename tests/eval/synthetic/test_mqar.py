@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hybridlm.eval.synthetic import parse
 from hybridlm.eval.synthetic.mqar import MQAR
 from hybridlm.eval.synthetic.slots import draw_slots, slot_weights
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tests.eval.synthetic.definitions import certain, check_mqar, draw_mqar, inclusion, rows
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hybridlm.eval.synthetic import parse
 from hybridlm.eval.synthetic.mqar import MQAR, CompositionalMQAR, ForgettingMQAR
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tests.eval.synthetic.definitions import certain, rows
 
 seeds = st.integers(0, 2**32 - 1)

@@ -5,7 +5,7 @@ import torch
 
 from hybridlm.eval.synthetic.recipe import SyntheticRecipe, load_point
 from hybridlm.eval.synthetic.train import build
-from hybridlm.lm.config import RECIPES
+from hybridlm.lm.recipe.files import RECIPES
 
 NAMES = sorted(f"probes/{path.stem}" for path in (RECIPES / "probes").glob("*.yaml"))
 

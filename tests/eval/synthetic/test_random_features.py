@@ -8,7 +8,7 @@ import torch
 
 from hybridlm.eval.synthetic import random_features as rf
 from hybridlm.eval.synthetic.random_features import Inputs, attention_features, draw, random_matrices, ridge
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 
 
 def small(n: int = 30, seed: int = 0) -> Inputs:

@@ -6,8 +6,8 @@ import yaml
 from rich.console import Console
 
 from hybridlm.eval.synthetic.recipe import SyntheticRecipe, load_point
-from hybridlm.lm.config import RECIPES
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.files import RECIPES
 from hybridlm.tests.eval.synthetic.toy import recipe
 from hybridlm.tools.recipes import list_recipes, show_recipe
 

@@ -12,10 +12,10 @@ from hybridlm.eval.synthetic import regression
 from hybridlm.eval.synthetic.recipe import SyntheticRecipe
 from hybridlm.eval.synthetic.regression import Problem, Regression, debiased, descent, draw, ridge, two_heads
 from hybridlm.eval.synthetic.train import build, train
-from hybridlm.lm.config import ModelConfig
-from hybridlm.lm.errors import ConfigError
-from hybridlm.lm.mixers.attention import Attention
-from hybridlm.lm.model.sequences import Sequences
+from hybridlm.lm.mixers.attention.attention import Attention
+from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.tests.eval.synthetic.checks import check_fresh_process, digest
 
 SIZES = [(5, 40, 0.1), (10, 20, 0.25), (10, 100, 0.25)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.eval.synthetic.state_tracking import PAD, GroupWords, Parity, multiplication_table
-from hybridlm.lm.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tests.eval.synthetic.checks import check_chance, check_fresh_process, check_solved
 
 ORDERS = {"Z2": 2, "S3": 6, "S4": 24, "S5": 120, "A5": 60, "Z60": 60, "A4xZ5": 60}

@@ -20,8 +20,7 @@ from hybridlm.eval.synthetic.sweep import (
     sweep,
 )
 from hybridlm.eval.synthetic.workers import Outcome, run_parallel
-from hybridlm.lm.errors import DataError, UserError
-from hybridlm.lm.strict import ConfigError
+from hybridlm.lm.parts.errors import ConfigError, DataError, UserError
 from hybridlm.tests.eval.synthetic.replies import reply
 from hybridlm.tests.eval.synthetic.toy import recipe
 from hybridlm.tools.synthetic import reuse_rows, run_synthetic

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .strict import Strict
+from ..parts.strict import Strict
 
 NeedleName = Literal[
     "single_1",

@@ -35,7 +35,7 @@ def fetch(
     cache: Annotated[Path, typer.Option(help="where downloads are kept")] = Path("~/.cache/hybridlm"),
 ) -> None:
     """Download pinned data sets; without a name, list them with licence and use."""
-    from ..tools.sources import fetch_sources, list_sources
+    from .sources import fetch_sources, list_sources
 
     if names:
         fetch_sources(names, cache.expanduser(), _console())
@@ -46,8 +46,8 @@ def fetch(
 @app.command()
 def prepare(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Train the tokenizer and pack the corpus of a recipe; does nothing when that is done."""
-    from .config import Recipe
-    from .data.prepare import prepare as run_prepare
+    from ..lm.data.prepare import prepare as run_prepare
+    from ..lm.recipe.recipe import Recipe
 
     _console().print(f"prepared: {run_prepare(Recipe.load(recipe, overrides or ())).folder}", highlight=False)
 
@@ -67,7 +67,7 @@ def train(
 
     One process by itself; many with torchrun or deepspeed in front of the same command line.
     """
-    from .config import Recipe
+    from ..lm.recipe.recipe import Recipe
 
     given = list(overrides or ())
     if variant is not None:
@@ -82,7 +82,7 @@ def train(
         from .summary import print_summary
 
         return print_summary(loaded, _console())
-    from ..tools.pretrain import pretrain
+    from .pretrain import pretrain
 
     pretrain(loaded, _console())
 
@@ -109,7 +109,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a run on a suite or tasks; the tables and RUN/eval/CHECKPOINT/*.json carry standard errors."""
-    from ..tools.score import run_suite
+    from .score import run_suite
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     if not (names or suite):
@@ -138,7 +138,7 @@ def mqar(
     out: Annotated[Path | None, typer.Option(help="folder of results and plots; default: runs/{name}")] = None,
 ) -> None:
     """Train small models on MQAR or another synthetic task, over a grid; goes on where it stopped."""
-    from ..tools.synthetic import run_synthetic
+    from .synthetic import run_synthetic
 
     run_synthetic(recipe, overrides or [], jobs, only, out, _console())
 
@@ -150,7 +150,7 @@ def convert_llama(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as stored")] = None,
 ) -> None:
     """Llama, Mistral, Qwen2, Qwen3, Qwen3.5 or OLMo Hybrid from disk: a run to score, to sample from or to train on."""
-    from ..tools.convert import convert_llama as convert
+    from .convert import convert_llama as convert
 
     convert(src, dst, dtype, _console())
 
@@ -163,7 +163,7 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as trained")] = None,
 ) -> None:
     """Write a run as a folder that transformers loads: Llama family, OLMo Hybrid, Qwen3.5, or our own model type."""
-    from ..tools.export import export_run
+    from .export import export_run
 
     export_run(run, dst, format, dtype, _console())
 
@@ -178,7 +178,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Continue a prompt, printing the text as it is drawn."""
-    from ..tools.sample import stream
+    from .sample import stream
 
     stream(run, prompt, max_new_tokens, temperature, top_p, seed, lambda text: print(text, end="", flush=True))
     print()
@@ -192,7 +192,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="the page; default: report.html in the first folder")] = None,
 ) -> None:
     """One HTML page, complete in itself, over one run or several side by side; and a table of them here."""
-    from ..tools.report import report_runs
+    from .report import report_runs
 
     report_runs(runs, out, _console())
 
@@ -204,7 +204,7 @@ def recipes(
     markdown: Annotated[bool, typer.Option("--markdown", help="the variants as a Markdown table")] = False,
 ) -> None:
     """List the recipes that come with the package, or one recipe's variants by size, state and FLOPs."""
-    from ..tools.recipes import list_recipes, show_recipe
+    from .recipes import list_recipes, show_recipe
 
     if name:
         show_recipe(name, only, markdown, _console())
@@ -217,7 +217,7 @@ def doctor(
     build: Annotated[bool, typer.Option("--build", help="compile the native CPU kernels, and no report")] = False,
 ) -> None:
     """Versions, devices, kernel backends, stale build locks, and what to do about each problem."""
-    from ..tools.doctor import build_native, run_doctor
+    from .doctor import build_native, run_doctor
 
     if build:
         return build_native(_console())
@@ -232,7 +232,7 @@ def bench_ops(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
 ) -> None:
     """Every operator's CPU backends against transformers and flash-linear-attention, in turn in one process."""
-    from ..tools.bench_ops import bench_ops as measure
+    from .bench_ops import bench_ops as measure
 
     result = measure(tuple(threads or (1, 2)), repeats, chunk_size=chunk_size, console=_console())
     if json_file:
@@ -246,7 +246,7 @@ def bench_train(
     threads: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """The demo model's training step against transformers' OlmoHybrid of the same size."""
-    from ..tools.bench_train import bench
+    from .bench_train import bench
 
     bench(steps, precision, threads, _console())
 
@@ -262,7 +262,7 @@ def bench_eval(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
 ) -> None:
     """Scoring with and without shared prefixes and by lm-eval's hf backend, in turn, with equal scores."""
-    from ..tools.bench_eval import bench_eval as measure
+    from .bench_eval import bench_eval as measure
 
     result = measure(run, tasks.split(","), limit, num_fewshot, threads, peer, _console())
     if json_file:
@@ -306,7 +306,7 @@ def bench_study(
     out: Annotated[Path | None, typer.Option(help="folder of the runs and tables; default: runs/{name}")] = None,
 ) -> None:
     """Train every variant of a grid recipe and table scores, speed, parameters and state; goes on where it stopped."""
-    from ..tools.study import study
+    from .study import study
 
     study(recipe, overrides or [], jobs, only, out, _console())
 
@@ -329,7 +329,7 @@ def bench_kernels(
     record: Annotated[bool, typer.Option("--record", help="only rewrite those budgets")] = False,
 ) -> None:
     """Registers, spills, bytes, launches, host time and time bounds of every Triton kernel; needs no GPU."""
-    from ..tools.kernel_report.report import PLOT_DIMS, check_budgets, report_kernels
+    from .kernel_report.report import PLOT_DIMS, check_budgets, report_kernels
 
     if budget_check or record:
         raise typer.Exit(0 if check_budgets(_console(), record) else 1)
@@ -354,7 +354,7 @@ def _console():
 
 def main() -> None:
     """Entry point: a problem the user can fix is one line on stderr and exit code 1, not a traceback."""
-    from .errors import UserError
+    from ..lm.parts.errors import UserError
 
     try:
         app()

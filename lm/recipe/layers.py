@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..mixers import MIXERS
-from ..mixers.base import MixerConfig
-from ..strict import ConfigError, nearest
+from ..mixers.options import MixerConfig
+from ..parts.errors import ConfigError
+from ..parts.strict import nearest
 
 if TYPE_CHECKING:
-    from ..config import BaseModelConfig
+    from .model import BaseModelConfig
 
 
 class LayerSpec(NamedTuple):

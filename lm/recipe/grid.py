@@ -12,8 +12,8 @@ from typing import NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from .mixers import MIXERS
-from .strict import Strict, nearest
+from ..mixers import MIXERS
+from ..parts.strict import Strict, nearest
 
 
 class Variant(NamedTuple):

@@ -7,9 +7,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .config import BaseModelConfig, Recipe
-from .model import HybridLM
-from .model.layout import describe
+from ..lm.model import HybridLM
+from ..lm.recipe.layers import describe
+from ..lm.recipe.model import BaseModelConfig
+from ..lm.recipe.recipe import Recipe
 
 LONG = 2**20  # tokens
 

@@ -1,0 +1,1 @@
+"""Softmax attention: what is projected, what is visible, what is remembered."""

@@ -1,0 +1,63 @@
+"""Options of attention."""
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field
+
+from ...parts.rope_config import RopeConfig
+from ..options import MixerConfig, head_sizes
+
+if TYPE_CHECKING:
+    from ...recipe.model import BaseModelConfig
+
+
+class AttentionConfig(MixerConfig):
+    """Heads default to width 64 (a quarter of d_model below 256); `rope: null` leaves positions out."""
+
+    n_heads: int | None = Field(default=None, gt=0)
+    n_kv_heads: int | None = Field(default=None, gt=0)
+    head_dim: int | None = Field(default=None, gt=1)
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """RMSNorm on q and k before RoPE: per head (Qwen3) or over all heads together (OLMo 2)."""
+    bias: Literal["none", "qkv", "all"] = "none"
+    """Biases on the projections to q, k and v (Qwen 2), and on the output projection too."""
+    gate: bool = False
+    """Each channel of the output times sigmoid(x W_gate), before W_o (Qiu et al. 2025, arXiv 2505.06708)."""
+    window: int | None = Field(default=None, gt=0)
+    """Keys a query sees, itself included; None: all."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the attention weights dropped in training."""
+    freeze_qk: bool = False
+    """Queries and keys are fixed random projections, buffers rather than parameters: nothing trains, decays or counts
+    them. Their entries have variance 1 / d_model, so that scores vary by 1 and not, as at a small initialisation, by
+    nothing (Fu et al. 2023, arXiv 2307.11353)."""
+    tie_qk: bool = False
+    """With freeze_qk: one projection for both, which makes the mean of W_q W_k^T a multiple of the identity."""
+    rope: RopeConfig | None = RopeConfig()
+
+    def resolve(self, model: "BaseModelConfig") -> Self:
+        head_dim, n_heads = head_sizes(model.d_model, self.head_dim, self.n_heads)
+        n_kv_heads = self.n_kv_heads or n_heads
+        if n_heads % n_kv_heads:
+            raise ValueError(f"attention.n_kv_heads: {n_kv_heads} does not divide n_heads={n_heads}; use a divisor")
+        if self.freeze_qk and self.qk_norm != "none":
+            raise ValueError(f"attention.qk_norm: the gains of {self.qk_norm!r} would train; use none with freeze_qk")
+        if self.freeze_qk and self.bias != "none":
+            raise ValueError(f"attention.bias: {self.bias!r} would train biases of q and k; use none with freeze_qk")
+        if self.freeze_qk and self.gate:
+            raise ValueError("attention.gate: is one matrix with the projections to q and k; use false with freeze_qk")
+        if self.tie_qk and not (self.freeze_qk and n_kv_heads == n_heads):
+            raise ValueError(
+                "attention.tie_qk: needs freeze_qk and as many key heads as query heads, got "
+                f"freeze_qk={self.freeze_qk}, n_heads={n_heads}, n_kv_heads={n_kv_heads}"
+            )
+        if self.rope and self.rope.fraction == 1 and head_dim % 2:
+            raise ValueError(
+                f"attention.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one or rope: null"
+            )
+        if self.rope and (not (turning := self.rope.width(head_dim)) or turning % 2):
+            raise ValueError(
+                f"attention.rope.fraction: {self.rope.fraction} of head_dim={head_dim} turns {turning} channels, RoPE "
+                "rotates pairs; use a fraction that makes it even and at least 2"
+            )
+        return self.model_copy(update={"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim})

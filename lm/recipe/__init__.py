@@ -1,0 +1,1 @@
+"""The strict tree of a recipe. Nothing here, nor what it imports, loads torch."""

@@ -1,0 +1,82 @@
+"""The recipe's `model` section: a decoder and the layers it is made of."""
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, create_model, model_validator
+
+from ..mixers import MIXERS
+from ..mixers.options import MixerConfig
+from ..parts.strict import Strict
+
+if TYPE_CHECKING:
+    from .layers import LayerSpec
+
+Layer = str | dict[str, dict[str, Any]]
+"""A layer is a mixer's name, or `{name: {option: value}}` to set options for this layer alone."""
+
+
+class FFNConfig(Strict):
+    """SwiGLU: w_down(silu(x w_gate) * (x w_up)). `hidden` defaults to 8/3 d_model rounded up to `multiple_of`."""
+
+    hidden: int | None = Field(default=None, gt=0)
+    multiple_of: int = Field(default=64, gt=0)
+    bias: bool = False
+
+    def width(self, d_model: int) -> int:
+        """`hidden`, or its default for a model of this width."""
+        return self.hidden or -(-8 * d_model // (3 * self.multiple_of)) * self.multiple_of
+
+
+class BaseModelConfig(Strict):
+    """A pre-norm decoder. Give the layers by exactly one of `pattern`, `ratio` and `layers`.
+
+    Each registered mixer has a section of its own name here; sizes left out follow from `d_model` and `context`.
+    """
+
+    vocab_size: int = Field(default=4096, gt=1)
+    d_model: int = Field(default=256, gt=0)
+    n_layers: int = Field(default=8, gt=0)
+    context: int = Field(default=512, gt=0, description="tokens per training sequence")
+    pattern: list[Layer] | None = Field(default=None, min_length=1)
+    ratio: dict[str, int] | None = None
+    layers: list[Layer] | None = None
+    remainder: Literal["error", "cut"] = "error"
+    """What a period of `pattern` or `ratio` that does not divide `n_layers` is: an error, or cut where the layers end;
+    a kind of layer that is then left out altogether takes the last layer."""
+    positions: Literal["none", "learned"] = "none"
+    """`learned` adds an embedding of the position, up to `context`, to that of the token; RoPE belongs to attention."""
+    ffn: FFNConfig | None = FFNConfig()
+    """null leaves the feed-forward out of every layer."""
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the embedding dropped in training")
+    norm_eps: float = Field(default=1e-6, gt=0)
+    zero_centered_norms: bool = False
+    """Norms of the residual stream, of queries and of keys multiply by 1 + weight, the weight starting at 0."""
+    tie_embeddings: bool = True
+    logit_softcap: float | None = Field(default=None, gt=0, description="logits become c * tanh(logits / c)")
+    z_loss: float = Field(default=0.0, ge=0, description="weight of mean(logsumexp(logits)^2)")
+    init_std: float | None = Field(default=None, gt=0, description="default 0.02 * sqrt(512 / d_model), at most 0.04")
+
+    @model_validator(mode="after")
+    def _layers_make_sense(self) -> Self:
+        self.layer_specs()
+        return self
+
+    def layer_specs(self) -> "list[LayerSpec]":
+        """The layers in order, each with its mixer's resolved options."""
+        from .layers import layer_specs
+
+        return layer_specs(self)
+
+    def mixer_options(self, name: str) -> MixerConfig:
+        """This model's section for the mixer `name`."""
+        return getattr(self, name)
+
+
+if TYPE_CHECKING:
+    ModelConfig = BaseModelConfig
+else:
+    ModelConfig = create_model(
+        "ModelConfig",
+        __base__=BaseModelConfig,
+        **{name: (mixer.Config, Field(default_factory=mixer.Config)) for name, mixer in MIXERS.items()},
+    )
