@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..lm.data.sources import SOURCES, fetch_command, read
+from ..lm.data.registered.sources import SOURCES, fetch_command, read
 from ..lm.parts.errors import ConfigError, DataError
 from ..lm.parts.strict import nearest
 

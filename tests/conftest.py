@@ -57,7 +57,7 @@ def tiny_recipe(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory):
     """The run that an import of SmolLM2-135M-Instruct gives; skips the test where `hybridlm fetch smollm2` was not."""
-    from hybridlm.lm.data.sources import SOURCES, unpack_model
+    from hybridlm.lm.data.registered.sources import SOURCES, unpack_model
     from hybridlm.lm.hf.importing import import_llama
 
     cache = Path(os.environ.get("HYBRIDLM_CACHE", "~/.cache/hybridlm")).expanduser()

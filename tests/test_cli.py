@@ -26,7 +26,7 @@ def run_main(*args: str, monkeypatch, capsys) -> tuple[int, str]:
 
 
 def test_help_lists_every_verb_and_imports_no_torch():
-    code = "import sys; from hybridlm.lm import cli; sys.argv = ['hybridlm', '--help']\n"
+    code = "import sys; from hybridlm.tools import cli; sys.argv = ['hybridlm', '--help']\n"
     code += "try: cli.main()\nexcept SystemExit: print('torch' in sys.modules, 'pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ..eval.catalogue import Options, build
-from ..eval.harness import HybridHarness
-from ..eval.scoring import Window, split_windows
+from ..eval.benchmarks.catalogue import Options, build
+from ..eval.benchmarks.harness import HybridHarness
+from ..eval.forward.scoring import Window, split_windows
 from ..lm.data.tokenizer import Tokenizer
 from ..lm.model import HybridLM
 from ..lm.parts.errors import ConfigError

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..lm.hf.exporting import save_pretrained
-from ..lm.hf.families import choose_format
 from ..lm.hf.folders import check_free
+from ..lm.hf.formats import choose_format
 from ..lm.hf.importing import load_pretrained
 from ..lm.run import Run
 from .convert import dtype_named

@@ -114,7 +114,7 @@ def _of_suites(suites: Sequence[str]) -> list[str]:
     if not suites:
         return []
     with concerning("eval.suites"):
-        from ..eval.suites import measurements as members
+        from ..eval.benchmarks.suites import measurements as members
 
         return [name for suite in suites for name in members(suite)]
 
@@ -129,9 +129,9 @@ def _tasks(recipe: Recipe, tokenizer: "Tokenizer", tasks: list[str]) -> Measure:
     asked = [f"eval.{field}" for field in ("tasks", "suites") if getattr(recipe.eval, field)]
     context = recipe.model.context
     with concerning(" and ".join(asked)):
-        from ..eval.catalogue import Options
-        from ..eval.evaluation import Benchmarks
-        from ..eval.harness import HybridHarness
+        from ..eval.benchmarks.catalogue import Options
+        from ..eval.benchmarks.evaluation import Benchmarks
+        from ..eval.benchmarks.harness import HybridHarness
 
         options = Options(Path(recipe.data.cache).expanduser(), tokenizer)
         benchmarks = Benchmarks.build(tasks, options, recipe.eval.limit)
@@ -150,7 +150,7 @@ def _long(name: str, recipe: Recipe, tokenizer: "Tokenizer") -> Measure:
 
 
 def _probes(recipe: Recipe, tokenizer: "Tokenizer") -> Measure:
-    from ..eval.token_probes import draw_probes, measure_probes
+    from ..eval.synthetic.token_probes import draw_probes, measure_probes
 
     drawn = draw_probes(recipe.eval.probes, recipe.model, recipe.seed)
     how = {"bos_id": tokenizer.bos_id, "batch_tokens": recipe.eval.batch_tokens}

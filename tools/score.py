@@ -39,9 +39,9 @@ def run_suite(
     goes on where it stopped. Under torchrun the processes share the benchmarks' requests; the first one does the rest.
     Raises ConfigError for unknown names, the nearest ones in it, before anything is computed.
     """
-    from ..eval.catalogue import expand
-    from ..eval.evaluation import evaluate
-    from ..eval.suites import MEASUREMENTS, measurements
+    from ..eval.benchmarks.catalogue import expand
+    from ..eval.benchmarks.evaluation import evaluate
+    from ..eval.benchmarks.suites import MEASUREMENTS, measurements
 
     run = Run(run_folder)
     if other := [override for override in overrides if not override.startswith("eval.")]:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..eval.console import stage
-from ..lm.data.sources import SOURCES, fetch
+from ..lm.data.registered.sources import SOURCES, fetch
 
 
 def list_sources(console: Console) -> None:

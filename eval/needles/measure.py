@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...lm.data.document import digest
 from ...lm.parts.errors import ConfigError
-from ..long_context import check_length, greedy, length_limit, nan_traced, prefill, target_scores
-from ..scoring import inference
+from ..forward.long_context import check_length, greedy, length_limit, nan_traced, prefill, target_scores
+from ..forward.scoring import inference
 from .prompt import Prompt
 from .prompts import DEPTHS, FORMAT, even_depths, make_prompts
 from .results import Answered, Needles, summarise

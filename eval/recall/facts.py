@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..olmo_data import arrow
+from ..tasks.olmo_data import arrow
 from .task import contains
 
 GOLDEN = (math.sqrt(5) - 1) / 2

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..olmo_data import requests
+from ..tasks.olmo_data import requests
 
 
 class Question(NamedTuple):

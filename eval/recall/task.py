@@ -5,7 +5,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from ..gold import bits_per_byte
+from ..tasks.gold import bits_per_byte
 
 GENERATION = {"until": ["\n"], "max_gen_toks": 48, "do_sample": False, "temperature": 0.0}
 """Arora et al. 2024 (arXiv 2402.18668): at most 48 tokens, up to the end of the line."""

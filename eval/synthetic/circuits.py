@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...lm.mixers import Mixed
 from ...lm.model import HybridLM
-from ..scoring import inference
+from ..forward.scoring import inference
 from .drawing import distinct, generator
 from .task import IGNORE, Anchor, Examples, Task
 

@@ -13,7 +13,7 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from ..gold import bits_per_byte
+from .gold import bits_per_byte
 
 if TYPE_CHECKING:
     from ...lm.data.tokenizer import Tokenizer

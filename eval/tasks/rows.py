@@ -7,10 +7,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from ...lm.data.sources import fetch, fetch_command
+from ...lm.data.registered.sources import fetch, fetch_command
 from ...lm.parts.errors import DataError
-from ..olmo_data import arrow, requests
 from .entry import Rows
+from .olmo_data import arrow, requests
 
 Question = dict[str, Any]
 

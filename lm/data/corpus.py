@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..parts.errors import ConfigError, DataError
 from .document import Document
-from .registries import sha256_of
-from .sources import get_source, read
+from .registered.registries import sha256_of
+from .registered.sources import get_source, read
 
 if TYPE_CHECKING:
     from ..recipe.data import Select, SourceConfig

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..data.tokenizer import Tokenizer
 from ..parts.errors import ConfigError
-from .families import FAMILIES, choose_format
 from .folders import whole_folder
+from .formats import FAMILIES, choose_format
 from .streaming import write_safetensors
 from .tokenizer_files import write_tokenizer
 

@@ -23,12 +23,12 @@ from ..recipe.model import ModelConfig
 from ..recipe.recipe import Recipe
 from ..run import Run, code_revision
 from ..train.checkpoint import FORMAT
-from . import hybridlm
 from .config_file import ConfigFile
-from .families import family_of, tensors_of
+from .families import hybridlm
+from .families.stacked import Part, Stacked
 from .folders import check_free, whole_folder
+from .formats import family_of, tensors_of
 from .reading import Shards, Source, Weights, check, open_source
-from .stacked import Part, Stacked
 from .streaming import write_safetensors
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..parts.errors import CheckpointError, ConfigError
-from .stacked import Stacked
+from .families.stacked import Stacked
 
 if TYPE_CHECKING:
     from safetensors import safe_open as Handle

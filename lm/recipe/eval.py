@@ -39,7 +39,7 @@ class NeedlesConfig(Strict):
 
 
 class PositionsConfig(Strict):
-    """Perplexity by position in the text; see eval/positions.py."""
+    """Perplexity by position in the text; see eval/positions."""
 
     text: str = Field(default="mobydick", description="a registered source or a text file")
     modes: list[Mode] | None = Field(default=None, min_length=1, description="default: every mode the model has")
@@ -54,7 +54,7 @@ class PositionsConfig(Strict):
 class EvalConfig(Strict):
     """Measured after training, and every `every` steps when that is not 0; results go to RUN/eval/{checkpoint}.
 
-    tasks: lm-eval tasks. suites: named groups of measurements, see eval/suites.py. probes: synthetic tasks whose tokens
+    tasks: lm-eval tasks. suites: named groups of measurements, see eval/benchmarks/suites.py. probes: synthetic tasks whose tokens
     the model reads as they are, e.g. {task: mqar, length: 64, n_pairs: 8, examples: 100}. limit: documents per task.
     """
 

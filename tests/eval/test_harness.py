@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from tqdm import tqdm
 
-from hybridlm.eval.harness import HybridHarness
+from hybridlm.eval.benchmarks.harness import HybridHarness
 from hybridlm.lm.parts.errors import ConfigError
 
 CONTEXTS = ["The value of the valley", "Question: which floats?\nAnswer:", "", "She said", "naïve café", "The violin"]
@@ -287,7 +287,7 @@ def test_a_bar_counts_every_request_on_a_terminal_alone(attention_model, tokeniz
             bars.append((self, how["disable"]))
             super().__init__(*given, **{**how, "disable": False, "file": io.StringIO()})
 
-    monkeypatch.setattr("hybridlm.eval.harness.tqdm", Bar)
+    monkeypatch.setattr("hybridlm.eval.benchmarks.harness.tqdm", Bar)
     scorer = harness(attention_model, tokenizer, progress=progress)
     scorer.loglikelihood(requests("loglikelihood", PAIRS))
     scorer.generate_until(requests("generate_until", [("x", {"max_gen_toks": 4}), ("y", {"max_gen_toks": 2})]))

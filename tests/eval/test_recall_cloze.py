@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlm.eval.catalogue import Options, build
+from hybridlm.eval.benchmarks.catalogue import Options, build
 from hybridlm.eval.recall.cloze import LEAST_WORDS, cloze, clozes, completion
 from hybridlm.eval.recall.passages import answerable, drop, squad
 

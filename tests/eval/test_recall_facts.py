@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlm.eval.catalogue import Options, build
+from hybridlm.eval.benchmarks.catalogue import Options, build
 from hybridlm.eval.recall.facts import Fact, fact, fact_list
 
 

@@ -3,8 +3,8 @@
 import datasets
 import pytest
 
-from hybridlm.eval.catalogue import CATALOGUE, Options, build
-from hybridlm.eval.continuing import Sampling
+from hybridlm.eval.benchmarks.catalogue import CATALOGUE, Options, build
+from hybridlm.eval.benchmarks.continuing import Sampling
 from hybridlm.lm.parts.errors import DataError
 
 JOINED = ["based_triviaqa", "based_drop", "based_nq_512", "based_nq_1024", "based_nq_2048"]

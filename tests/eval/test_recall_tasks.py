@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.evaluator import evaluate as run_tasks
 
-from hybridlm.eval.catalogue import CATALOGUE, Options, build
-from hybridlm.eval.continuing import Sampling
+from hybridlm.eval.benchmarks.catalogue import CATALOGUE, Options, build
+from hybridlm.eval.benchmarks.continuing import Sampling
+from hybridlm.eval.benchmarks.suites import SUITES
 from hybridlm.eval.recall.entries import ENTRIES
 from hybridlm.eval.recall.passages import answerable, coqa, drop, squad
 from hybridlm.eval.recall.task import contains
 from hybridlm.eval.recall.window import embed, window
-from hybridlm.eval.suites import SUITES
 
 from .stand_ins import Babbler, Oracle, write_olmo
 
@@ -196,7 +196,7 @@ def test_lengths_are_what_the_name_says(options):
 
 
 def test_real_models_give_all_three_numbers(model, tokenizer, options):
-    from hybridlm.eval.evaluation import evaluate
+    from hybridlm.eval.benchmarks.evaluation import evaluate
 
     scored = partial(evaluate, model, tokenizer, max_length=256, cache=options.cache)
     found = {score.metric: score for score in scored(["coqa_recall"]).scores}

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from hybridlm.eval import response_cache
-from hybridlm.eval.response_cache import ResponseCache
+from hybridlm.eval.benchmarks import response_cache
+from hybridlm.eval.benchmarks.response_cache import ResponseCache
 from hybridlm.lm.parts.errors import DataError
 
 REQUESTS = [("score", (1, 2), (3,)), ("score", (1,), (2, 3)), ("generate", [1, 2], "x", None)]

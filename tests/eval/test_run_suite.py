@@ -7,9 +7,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from hybridlm.eval.scores import Scores
-from hybridlm.eval.suites import SUITES
-from hybridlm.eval.token_probes import TokenProbes
+from hybridlm.eval.benchmarks.scores import Scores
+from hybridlm.eval.benchmarks.suites import SUITES
+from hybridlm.eval.synthetic.token_probes import TokenProbes
 from hybridlm.lm import Recipe
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.run import Run

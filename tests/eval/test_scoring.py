@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.eval.scoring import Window, batches, inference, score_windows, split_windows
+from hybridlm.eval.forward.scoring import Window, batches, inference, score_windows, split_windows
 
 BOS = 1
 TOKENS = st.lists(st.integers(10, 99), max_size=30)
@@ -113,7 +113,7 @@ def test_forked_states_equal_recomputing_in_a_hybrid(model):
 
 
 def test_logits_exist_for_a_slice_at_a_time(attention_model, monkeypatch):
-    monkeypatch.setattr("hybridlm.eval.scoring.SLICE", 340 * 7)
+    monkeypatch.setattr("hybridlm.eval.forward.scoring.SLICE", 340 * 7)
     rows = []
     hook = attention_model.lm_head.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     windows = random_windows(9)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridlm.eval.long_context import greedy, prefill
+from hybridlm.eval.forward.long_context import greedy, prefill
+from hybridlm.eval.forward.scoring import inference
 from hybridlm.eval.needles import measure_needles
 from hybridlm.eval.needles.prompts import make_prompts
-from hybridlm.eval.scoring import inference
 from hybridlm.lm.hf import save_pretrained
 
 from .needle_oracle import HAY

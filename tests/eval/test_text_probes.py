@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from lm_eval.evaluator import evaluate as run_tasks
 
-from hybridlm.eval.catalogue import CATALOGUE, Options, build
+from hybridlm.eval.benchmarks.catalogue import CATALOGUE, Options, build
 from hybridlm.eval.text_probes import words
 from hybridlm.eval.text_probes.circuits import coloured_objects, indirect_objects
 from hybridlm.eval.text_probes.memory import copying, pairs, phonebook

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hybridlm.eval.token_probes import TokenProbes, draw_probes, measure_probes
+from hybridlm.eval.synthetic.token_probes import TokenProbes, draw_probes, measure_probes
 from hybridlm.lm import Recipe
 from hybridlm.lm.parts.errors import ConfigError
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
 from hybridlm.lm.hf import exporting, load_pretrained, save_pretrained
-from hybridlm.lm.hf.families import choose_format
+from hybridlm.lm.hf.formats import choose_format
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tests.hf.helpers import assert_same_bits, build, section, tokens
 from hybridlm.tests.hf.hybrids import OLMO, QWEN

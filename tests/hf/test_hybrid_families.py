@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, OlmoHybridConfig
 
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.hf import load_pretrained, save_pretrained
-from hybridlm.lm.hf.families import choose_format
+from hybridlm.lm.hf.formats import choose_format
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tests.hf.helpers import assert_same_bits, build, section, tokens
 from hybridlm.tests.hf.hybrids import OLMO, QWEN

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from hybridlm.lm import HybridLM
 from hybridlm.lm.hf import load_pretrained, reading, save_pretrained
+from hybridlm.lm.hf.families.llama import hf_config, recipe_section
 from hybridlm.lm.hf.importing import import_llama
-from hybridlm.lm.hf.llama import hf_config, recipe_section
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.lm.recipe.recipe import Recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridlm.lm.data.sources import SOURCES, read
+from hybridlm.lm.data.registered.sources import SOURCES, read
 from hybridlm.lm.hf import load_pretrained, save_pretrained
 from hybridlm.tests.oracles import assert_close
 

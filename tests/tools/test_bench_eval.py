@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hybridlm.eval.scoring import Window
+from hybridlm.eval.forward.scoring import Window
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import train_tokenizer
 from hybridlm.lm.parts.errors import ConfigError

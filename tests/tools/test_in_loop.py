@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hybridlm.eval.needles import Needles
-from hybridlm.eval.positions import Positions
+from hybridlm.eval.positions.positions import Positions
 from hybridlm.lm.parts.errors import ConfigError, DataError, UserError, concerning
 from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
@@ -69,14 +69,14 @@ def test_training_does_not_notice_that_it_is_measured(tiny_recipe, measured):
 
 
 def probe_label() -> str:
-    from hybridlm.eval.token_probes import draw_probes
+    from hybridlm.eval.synthetic.token_probes import draw_probes
 
     given = {"task": "mqar", "vocab_size": 64, "length": 32, "n_pairs": 2, "examples": 8}
     return draw_probes([given], Recipe.load("demo").model)[0].task.label
 
 
 def test_tasks_are_built_before_the_first_step_and_put_to_every_measurement(tiny_recipe, monkeypatch):
-    from hybridlm.eval import evaluation
+    from hybridlm.eval.benchmarks import evaluation
 
     built, steps = [], []
     build, score = evaluation.build, evaluation.Benchmarks.score
@@ -219,7 +219,7 @@ def test_what_lengths_or_data_do_not_allow_is_an_error_before_the_first_step(
 
     monkeypatch.setattr("hybridlm.eval.tasks.rows.fetch", no_network)
     monkeypatch.setattr("hybridlm.eval.texts.read", no_network)
-    monkeypatch.setattr("hybridlm.eval.olmo_data.find_spec", lambda _: None)
+    monkeypatch.setattr("hybridlm.eval.tasks.olmo_data.find_spec", lambda _: None)
     monkeypatch.setattr("hybridlm.tools.pretrain.Trainer", lambda *_: pytest.fail("training would have begun"))
     load = datasets.load_dataset  # the corpus comes by it as well
     monkeypatch.setattr("datasets.load_dataset", lambda *how, **kw: load(*how, **kw) if "json" in how else no_network())

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlm.eval.processes import share_out
+from hybridlm.eval.forward.processes import share_out
 from hybridlm.lm.data.tokenizer import Tokenizer
 from hybridlm.tests.eval.hazards.worker import one_of_two, score
 
@@ -63,7 +63,7 @@ def test_h23_every_request_belongs_to_one_process(weights, n, seed):
 
 def test_h23_an_error_in_one_process_reaches_all(monkeypatch):
     """Nobody waits for a process that has given up."""
-    from hybridlm.eval.processes import in_parallel
+    from hybridlm.eval.forward.processes import in_parallel
 
     def gather(into, mine):
         into[:] = [mine, ({}, "FloatingPointError: the model gives NaN")]

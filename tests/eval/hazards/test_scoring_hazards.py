@@ -6,11 +6,11 @@ import random
 import pytest
 import torch
 
-from hybridlm.eval import memory
-from hybridlm.eval.harness import HybridHarness
-from hybridlm.eval.memory import automatic_batch_tokens
-from hybridlm.eval.response_cache import ResponseCache, fingerprint
-from hybridlm.eval.scoring import Window, inference, score_windows, split_windows
+from hybridlm.eval.benchmarks.harness import HybridHarness
+from hybridlm.eval.benchmarks.response_cache import ResponseCache, fingerprint
+from hybridlm.eval.forward import budgets as memory
+from hybridlm.eval.forward.budgets import automatic_batch_tokens
+from hybridlm.eval.forward.scoring import Window, inference, score_windows, split_windows
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.lm.parts.errors import ConfigError, NaNError

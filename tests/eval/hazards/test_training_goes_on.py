@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybridlm.eval.harness import HybridHarness
+from hybridlm.eval.benchmarks.harness import HybridHarness
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.mixers import MIXERS
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
 
-from hybridlm.eval.harness import HybridHarness
+from hybridlm.eval.benchmarks.harness import HybridHarness
 from hybridlm.lm.data.tokenizer import Tokenizer
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.tests.eval.hazards.conftest import small

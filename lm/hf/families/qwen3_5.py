@@ -8,12 +8,12 @@ channels and zero-centred norms: `recipes/qwen3-5.yaml`. Configuration and tenso
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..parts.errors import ConfigError
+from ...parts.errors import ConfigError
 from .hybrids import common_config, common_section, differences, options_of
 from .stacked import Kernel, Part, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
+    from ...recipe.model import BaseModelConfig
 
 MODEL_TYPE, ARCHITECTURE = "qwen3_5_text", "Qwen3_5ForCausalLM"
 

@@ -17,10 +17,10 @@ from lm_eval.config.group import GroupConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import pattern_match
 
-from ..lm.data.tokenizer import Tokenizer
-from ..lm.parts.errors import ConfigError
-from ..lm.recipe.data import DataConfig
-from ..lm.run import Run
+from ...lm.data.tokenizer import Tokenizer
+from ...lm.parts.errors import ConfigError
+from ...lm.recipe.data import DataConfig
+from ...lm.run import Run
 from .catalogue import CATALOGUE, GROUPS, Options, build, expand
 from .suites import SUITES
 

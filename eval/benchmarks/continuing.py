@@ -7,12 +7,12 @@ import torch
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
-from ..lm.model import HybridLM
-from ..lm.parts.errors import ConfigError
-from ..lm.parts.strict import nearest
+from ...lm.model import HybridLM
+from ...lm.parts.errors import ConfigError
+from ...lm.parts.strict import nearest
 
 if TYPE_CHECKING:
-    from ..lm.data.tokenizer import Tokenizer
+    from ...lm.data.tokenizer import Tokenizer
 
 OPTIONS = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
 PRIMER = 8  # prompt tokens in front of the decoder: more than the bytes of one character

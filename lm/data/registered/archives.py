@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..parts.errors import DataError
+from ...parts.errors import DataError
 
 
 def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..lm.model import HybridLM
-from ..lm.model.cache import Cache
-from ..lm.parts.errors import NaNError
-from .memory import state_tokens
+from ...lm.model import HybridLM
+from ...lm.model.cache import Cache
+from ...lm.parts.errors import NaNError
+from .budgets import state_tokens
 from .prefix_tree import Node, grow, separate
 
 SLICE = 1 << 23  # logits that exist at a time: 32 MiB in float32, whatever the vocabulary and the length

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..lm.model.cache import Cache
-from ..lm.parts.errors import ConfigError, NaNError
+from ...lm.model.cache import Cache
+from ...lm.parts.errors import ConfigError, NaNError
 from .nan_trace import first_nan
 from .scoring import target_log_p
 
 if TYPE_CHECKING:
-    from ..lm.model import HybridLM
-    from ..lm.recipe.model import BaseModelConfig
+    from ...lm.model import HybridLM
+    from ...lm.recipe.model import BaseModelConfig
 
 CHUNK = 512
 """Tokens of a row per forward: activations and attention masks exist for as many, whatever the input's length."""

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..parts.errors import ConfigError
+from ...parts.errors import ConfigError
 from .stacked import Part, Stacked
 
 if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
+    from ...recipe.model import BaseModelConfig
 
 MODEL_TYPE, ARCHITECTURE = "hybridlm", "HybridLMForCausalLM"
 
@@ -33,7 +33,7 @@ def recipe_section(config: dict[str, Any]) -> dict[str, Any]:
 
 def tensors(model: "BaseModelConfig") -> Iterator[Stacked]:
     """Every tensor in the order of the layers; a tied head is the embedding and not named."""
-    from ..model import HybridLM
+    from ...model import HybridLM
 
     with torch.device("meta"):
         weights = HybridLM(model).state_dict()

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..parts.errors import ConfigError
-from ..parts.strict import nearest
+from ...parts.errors import ConfigError
+from ...parts.strict import nearest
+from ..document import Document
+from ..files import write_atomically
 from . import readers
 from .archives import read_members
-from .document import Document
-from .files import write_atomically
 from .registries import Pin, download
 
 

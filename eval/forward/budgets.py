@@ -6,8 +6,8 @@ import psutil
 import torch
 from torch import nn
 
-from ..lm.model import HybridLM
-from ..lm.parts.errors import ConfigError
+from ...lm.model import HybridLM
+from ...lm.parts.errors import ConfigError
 from .prefix_tree import DEPTH
 
 SHARE = 0.5  # of the free memory; other processes and the allocator's gaps have the rest

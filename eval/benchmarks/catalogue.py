@@ -8,12 +8,12 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
-from ..lm.parts.errors import ConfigError, DataError
-from .recall.entries import ENTRIES as RECALL
-from .tasks.entry import Entry, Options
-from .tasks.stock import ENTRIES as STOCK
-from .tasks.stock import MMLU
-from .text_probes.entries import ENTRIES as PROBES
+from ...lm.parts.errors import ConfigError, DataError
+from ..recall.entries import ENTRIES as RECALL
+from ..tasks.entry import Entry, Options
+from ..tasks.stock import ENTRIES as STOCK
+from ..tasks.stock import MMLU
+from ..text_probes.entries import ENTRIES as PROBES
 
 __all__ = ["CATALOGUE", "GROUPS", "Entry", "Options", "build", "content_hash", "expand", "unknown"]
 

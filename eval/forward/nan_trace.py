@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..lm.model import HybridLM
+from ...lm.model import HybridLM
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..lm.data.sources import fetch_command, get_source
-from ..lm.parts.errors import DataError
+from ...lm.data.registered.sources import fetch_command, get_source
+from ...lm.parts.errors import DataError
 
 
 def olmo_folder(cache: str | Path) -> Path:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..parts.errors import ConfigError
 from ..parts.strict import nearest
-from . import hybridlm, llama, olmo_hybrid, qwen3_5
-from .stacked import Stacked
+from .families import hybridlm, llama, olmo_hybrid, qwen3_5
+from .families.stacked import Stacked
 
 if TYPE_CHECKING:
     from ..recipe.model import BaseModelConfig

@@ -7,13 +7,13 @@ heads together, and the recurrent layers are pre-norm: `recipes/olmo-hybrid.yaml
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..parts.errors import ConfigError
+from ...parts.errors import ConfigError
 from .hybrids import common_config, common_section, differences, distinct, options_of
 from .stacked import Kernel, Part, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
-    from .reading import Stored
+    from ...recipe.model import BaseModelConfig
+    from ..reading import Stored
 
 MODEL_TYPE, ARCHITECTURE = "olmo_hybrid", "OlmoHybridForCausalLM"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
+    from ...recipe.model import BaseModelConfig
 
 
 class Part(NamedTuple):

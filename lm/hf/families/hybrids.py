@@ -7,11 +7,11 @@ those that it is free in beyond what is here.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..parts.errors import ConfigError
+from ...parts.errors import ConfigError
 from .stacked import ffn_width
 
 if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
+    from ...recipe.model import BaseModelConfig
 
 Needed = Mapping[str, Mapping[str, Any]]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..parts.errors import DataError
+from ...parts.errors import DataError
 
 
 class Pin(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from ..document import Document
 from .archives import read_member, read_members
 from .clean import tidy, unwrap
-from .document import Document
 from .rdata import string_vectors
 from .sword import read_module
 

@@ -12,18 +12,18 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from ..lm.model import HybridLM
-from ..lm.model.generate import NaNLogits
-from ..lm.parts.errors import ConfigError, NaNError
+from ...lm.model import HybridLM
+from ...lm.model.generate import NaNLogits
+from ...lm.parts.errors import ConfigError, NaNError
+from ..forward.budgets import automatic_batch_tokens
+from ..forward.nan_trace import first_nan
+from ..forward.processes import in_parallel
+from ..forward.scoring import NaNScore, TargetScore, Window, batches, inference, score_windows, split_windows, total
 from .continuing import Sampling, continue_batch
-from .memory import automatic_batch_tokens
-from .nan_trace import first_nan
-from .processes import in_parallel
 from .response_cache import ResponseCache, fingerprint
-from .scoring import NaNScore, TargetScore, Window, batches, inference, score_windows, split_windows, total
 
 if TYPE_CHECKING:
-    from ..lm.data.tokenizer import Tokenizer
+    from ...lm.data.tokenizer import Tokenizer
 
 
 class Encoded(NamedTuple):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..document import Document
 from .archives import read_members
 from .clean import osis_to_text, tidy
-from .document import Document
 
 SHORTEST = 200  # characters; shorter blocks are headings and placeholders
 

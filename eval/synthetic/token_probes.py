@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-from ..lm.parts.errors import ConfigError
-from .long_context import check_length
-from .saved import Saved
-from .scoring import inference
+from ...lm.parts.errors import ConfigError
+from ..forward.long_context import check_length
+from ..forward.scoring import inference
+from ..saved import Saved
 
 if TYPE_CHECKING:
-    from ..lm.model import HybridLM
-    from ..lm.recipe.model import BaseModelConfig
-    from .synthetic.task import Examples, Task
+    from ...lm.model import HybridLM
+    from ...lm.recipe.model import BaseModelConfig
+    from .task import Examples, Task
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def draw_probes(given: Sequence[dict[str, Any]], config: "BaseModelConfig", seed
     Raises ConfigError for an unknown task or option, a task on vectors, and one whose vocabulary or length the model
     cannot read.
     """
-    from .synthetic.recipe import Slice
+    from .recipe import Slice
 
     slices = [Slice.parse(one, where=f"eval.probes[{i}]") for i, one in enumerate(given)]
     for i, one in enumerate(slices):
@@ -111,7 +111,7 @@ def measure_probes(
 
 
 def _measure(model: "HybridLM", probe: Probe, bos_id: int, batch_tokens: int) -> Probed:
-    from .synthetic.task import Examples
+    from .task import Examples
 
     task, examples = probe
     rows = max(1, batch_tokens // (task.length + 1))

@@ -19,16 +19,16 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as run_tasks
 from tqdm import tqdm
 
-from ..lm.model import HybridLM
-from ..lm.parts.errors import ConfigError
+from ...lm.model import HybridLM
+from ...lm.parts.errors import ConfigError
+from ..forward.scoring import TargetScore
 from .catalogue import GROUPS, Options, build, content_hash
 from .harness import HybridHarness
 from .response_cache import fingerprint
 from .scores import Score, Scores, collect, group_mean
-from .scoring import TargetScore
 
 if TYPE_CHECKING:
-    from ..lm.data.tokenizer import Tokenizer
+    from ...lm.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from ..lm.model.cache import Cache
-from ..lm.parts.errors import ConfigError, DataError
-from ..lm.parts.strict import nearest
-from ..lm.recipe.eval import Mode
-from .long_context import CHUNK, check_length, length_limit, nan_traced, run_chunks, target_scores
-from .saved import Saved
-from .scoring import inference
+from ...lm.model.cache import Cache
+from ...lm.parts.errors import ConfigError, DataError
+from ...lm.parts.strict import nearest
+from ...lm.recipe.eval import Mode
+from ..forward.long_context import CHUNK, check_length, length_limit, nan_traced, run_chunks, target_scores
+from ..forward.scoring import inference
+from ..saved import Saved
 
 if TYPE_CHECKING:
-    from ..lm.data.tokenizer import Tokenizer
-    from ..lm.model import HybridLM
+    from ...lm.data.tokenizer import Tokenizer
+    from ...lm.model import HybridLM
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from rich.table import Table
 
-from ..lm.data.files import write_atomically
-from .gold import bits_per_byte
+from ...lm.data.files import write_atomically
+from ..tasks.gold import bits_per_byte
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from ..lm.model import HybridLM
-from ..lm.parts.errors import DataError
+from ...lm.model import HybridLM
+from ...lm.parts.errors import DataError
 
 if TYPE_CHECKING:
-    from ..lm.data.tokenizer import Tokenizer
+    from ...lm.data.tokenizer import Tokenizer
 
 FORMAT = 1  # raise it when the same request on the same weights would be answered differently
 COMMIT_EVERY = 1.0  # seconds; what a crash can lose

@@ -9,14 +9,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..mixers.attention.options import AttentionConfig
-from ..parts.errors import ConfigError
-from ..parts.rope_config import RopeConfig
-from ..parts.strict import nearest
+from ...mixers.attention.options import AttentionConfig
+from ...parts.errors import ConfigError
+from ...parts.rope_config import RopeConfig
+from ...parts.strict import nearest
 from .stacked import Stacked, ffn, ffn_width, linear, vector, whole
 
 if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
+    from ...recipe.model import BaseModelConfig
 
 
 class Architecture(NamedTuple):

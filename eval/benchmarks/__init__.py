@@ -1,0 +1,1 @@
+"""Benchmarks by lm-eval: our tasks, our models, one table of scores."""

@@ -1,0 +1,1 @@
+"""Scores of token sequences by a model: prefix tree, budgets, long contexts."""

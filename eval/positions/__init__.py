@@ -1,0 +1,1 @@
+"""Perplexity by position in a long text."""
