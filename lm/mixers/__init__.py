@@ -1,25 +1,28 @@
 """Token mixers: one file each, one line here. A registered mixer is a recipe section and a contract-test parameter."""
 
-from .attention.attention import Attention
-from .base import Mixed, Mixer
-from .deltanet import DeltaNet
-from .gated_conv import GatedConv
-from .gated_deltanet import GatedDeltaNet
-from .gla import GLA
-from .hgrn import HGRN
-from .hgrn2 import HGRN2
-from .options import MixerConfig
-from .retnet import RetNet
+from typing import TYPE_CHECKING
 
-MIXERS: dict[str, type[Mixer]] = {
-    "attention": Attention,
-    "gated_deltanet": GatedDeltaNet,
-    "deltanet": DeltaNet,
-    "gla": GLA,
-    "hgrn": HGRN,
-    "hgrn2": HGRN2,
-    "retnet": RetNet,
-    "gated_conv": GatedConv,
-}
+from ..parts.lazy import on_first_use
+from .registry import Registry
+
+if TYPE_CHECKING:
+    from .base import Mixed, Mixer
+    from .options import MixerConfig
+
+# name in recipes -> file and class; options are the class NAMEConfig of the same file, before it imports torch
+MIXERS = Registry(
+    {
+        "attention": "attention:Attention",
+        "gated_deltanet": "gated_deltanet:GatedDeltaNet",
+        "deltanet": "deltanet:DeltaNet",
+        "gla": "gla:GLA",
+        "hgrn": "hgrn:HGRN",
+        "hgrn2": "hgrn2:HGRN2",
+        "retnet": "retnet:RetNet",
+        "gated_conv": "gated_conv:GatedConv",
+    }
+)
 
 __all__ = ["MIXERS", "Mixed", "Mixer", "MixerConfig"]
+
+__getattr__ = on_first_use(__name__, {"Mixed": ".base", "Mixer": ".base", "MixerConfig": ".options"})

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..parts.context import Sequences
 from ..parts.float32 import Float32Module
+from ..parts.shape import ModelShape
 from ..parts.state import LayerState
 from .options import MixerConfig
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
 
 
 class Mixed(NamedTuple):
@@ -41,13 +39,13 @@ class Mixer(Float32Module):
     """Whether the decoding state stops growing with the sequence."""
     o_proj: nn.Linear
 
-    def __init__(self, options: Any, model: "BaseModelConfig", index: int):
+    def __init__(self, options: Any, shape: ModelShape, index: int):
         super().__init__()
         self.options = options
         self.index = index
 
     @classmethod
-    def shared(cls, layers: list[Any], model: "BaseModelConfig") -> nn.Module | None:
+    def shared(cls, layers: list[Any], shape: ModelShape) -> nn.Module | None:
         """What all layers of this mixer in a model have in common, or None; `layers` are these layers' options.
 
         The model calls the module once per forward and hands element `index` of its result, one for every layer of the

@@ -4,11 +4,32 @@ q, k, v = silu(conv(x W_qkv));  q, k = q / |q|, k / |k|;  beta_t = sigmoid(x W_b
 S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T;  o_t = S_t^T q_t / sqrt(K);  y = RMSNorm(o) W_o
 """
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+from pydantic import Field
+
+from ..parts.shape import ModelShape
+from .options import FROM_MODEL, ChunkedConfig, Size, head_sizes
+
+
+class DeltaNetConfig(ChunkedConfig):
+    """Heads default to width 128 (a quarter of d_model below 512), keys and values alike: 4 d_model^2 parameters."""
+
+    n_heads: Size = FROM_MODEL
+    head_dim: Size = FROM_MODEL
+    conv_size: int = Field(default=4, gt=0)
+    allow_negative_eigenvalues: bool = False
+    """beta in (0, 2) instead of (0, 1): the state can flip sign along k (Grazzi et al. 2024, arXiv 2411.12537)."""
+    output_gate: bool = False
+    """RMSNorm(o) * silu(x W_g), as in Gated DeltaNet."""
+
+    def resolve(self, shape: ModelShape) -> Self:
+        head_dim, n_heads = head_sizes(shape.d_model, self.head_dim, self.n_heads, widest=128)
+        return self.model_copy(update={"n_heads": n_heads, "head_dim": head_dim})
+
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...kernels import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
@@ -16,27 +37,7 @@ from ..parts.context import Sequences
 from ..parts.norm import RMSNorm, l2_normalize
 from ..parts.state import LayerState
 from .base import Mixed
-from .options import ChunkedConfig, head_sizes
 from .recurrent import RecurrentMixer, conv_kernel
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
-
-
-class DeltaNetConfig(ChunkedConfig):
-    """Heads default to width 128 (a quarter of d_model below 512), keys and values alike: 4 d_model^2 parameters."""
-
-    n_heads: int | None = Field(default=None, gt=0)
-    head_dim: int | None = Field(default=None, gt=0)
-    conv_size: int = Field(default=4, gt=0)
-    allow_negative_eigenvalues: bool = False
-    """beta in (0, 2) instead of (0, 1): the state can flip sign along k (Grazzi et al. 2024, arXiv 2411.12537)."""
-    output_gate: bool = False
-    """RMSNorm(o) * silu(x W_g), as in Gated DeltaNet."""
-
-    def resolve(self, model: "BaseModelConfig") -> Self:
-        head_dim, n_heads = head_sizes(model.d_model, self.head_dim, self.n_heads, widest=128)
-        return self.model_copy(update={"n_heads": n_heads, "head_dim": head_dim})
 
 
 class DeltaNet(RecurrentMixer):
@@ -44,17 +45,17 @@ class DeltaNet(RecurrentMixer):
 
     Config = DeltaNetConfig
 
-    def __init__(self, options: DeltaNetConfig, model: "BaseModelConfig", index: int):
-        super().__init__(options, model, index)
-        self.n_heads, self.head_dim = options.n_heads or 0, options.head_dim or 0
+    def __init__(self, options: DeltaNetConfig, shape: ModelShape, index: int):
+        super().__init__(options, shape, index)
+        self.n_heads, self.head_dim = options.n_heads, options.head_dim
         self.memory_shape = (self.n_heads, self.head_dim, self.head_dim)
         width = self.n_heads * self.head_dim
-        self.qkv_proj = nn.Linear(model.d_model, 3 * width, bias=False)
+        self.qkv_proj = nn.Linear(shape.d_model, 3 * width, bias=False)
         self.conv = conv_kernel(3 * width, options.conv_size)
-        self.b_proj = nn.Linear(model.d_model, self.n_heads, bias=False)
-        self.g_proj = nn.Linear(model.d_model, width, bias=False) if options.output_gate else None
-        self.o_norm = RMSNorm(self.head_dim, model.norm_eps)
-        self.o_proj = nn.Linear(width, model.d_model, bias=False)
+        self.b_proj = nn.Linear(shape.d_model, self.n_heads, bias=False)
+        self.g_proj = nn.Linear(shape.d_model, width, bias=False) if options.output_gate else None
+        self.o_norm = RMSNorm(self.head_dim, shape.norm_eps)
+        self.o_proj = nn.Linear(width, shape.d_model, bias=False)
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
         qkv = self.convolve(self.qkv_proj(x), sequences, state)

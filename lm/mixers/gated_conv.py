@@ -7,27 +7,27 @@ the short convolutions of larger mixers do. There is no activation; the model's 
 that the layer starts close to x.
 """
 
-import math
-from typing import TYPE_CHECKING
-
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from ..parts.context import Sequences
-from ..parts.state import LayerState
-from .base import Mixed
+from ..parts.shape import ModelShape
 from .options import MixerConfig
-from .recurrent import RecurrentMixer, conv_kernel
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
 
 
 class GatedConvConfig(MixerConfig):
     """As wide as the model: d_model^2 parameters."""
 
     conv_size: int = Field(default=3, gt=0)
+
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..parts.context import Sequences
+from ..parts.state import LayerState
+from .base import Mixed
+from .recurrent import RecurrentMixer, conv_kernel
 
 
 class GatedConv(RecurrentMixer):
@@ -37,12 +37,12 @@ class GatedConv(RecurrentMixer):
     memory_shape = None
     float32_parameters = ("gate_bias", "conv_bias")
 
-    def __init__(self, options: GatedConvConfig, model: "BaseModelConfig", index: int):
-        super().__init__(options, model, index)
-        self.gate_proj = nn.Linear(model.d_model, model.d_model, bias=False)
-        self.gate_bias = nn.Parameter(torch.zeros(model.d_model))
-        self.conv = conv_kernel(model.d_model, options.conv_size)
-        self.conv_bias = nn.Parameter(torch.empty(model.d_model).uniform_(-1, 1) / math.sqrt(options.conv_size))
+    def __init__(self, options: GatedConvConfig, shape: ModelShape, index: int):
+        super().__init__(options, shape, index)
+        self.gate_proj = nn.Linear(shape.d_model, shape.d_model, bias=False)
+        self.gate_bias = nn.Parameter(torch.zeros(shape.d_model))
+        self.conv = conv_kernel(shape.d_model, options.conv_size)
+        self.conv_bias = nn.Parameter(torch.empty(shape.d_model).uniform_(-1, 1) / math.sqrt(options.conv_size))
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
         gate = self.gate_proj(x) + self.gate_bias.to(x.dtype)

@@ -6,41 +6,29 @@ S' = exp(g_t) S_{t-1};  S_t = S' + beta_t k_t (v_t - S'^T k_t)^T;  o_t = S_t^T q
 y = (RMSNorm(o) * silu(x W_g)) W_o
 """
 
-import math
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
 
-from ...kernels import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
-from ..parts.context import Sequences
-from ..parts.norm import RMSNorm, l2_normalize
-from ..parts.state import LayerState
-from .base import Mixed
-from .options import ChunkedConfig, head_sizes
-from .recurrent import RecurrentMixer, conv_kernel
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
+from ..parts.shape import ModelShape
+from .options import FROM_MODEL, ChunkedConfig, Size, head_sizes
 
 
 class GatedDeltaNetConfig(ChunkedConfig):
     """Sizes default to keys of 3/4 and values of 3/2 the model's width, which makes 6 d_model^2 parameters."""
 
-    n_heads: int | None = Field(default=None, gt=0)
-    n_v_heads: int | None = Field(default=None, gt=0)
+    n_heads: Size = FROM_MODEL
+    n_v_heads: Size = FROM_MODEL
     """Value heads, a multiple of n_heads: several states share one query and key head (GVA)."""
-    head_dim: int | None = Field(default=None, gt=0)
-    v_head_dim: int | None = Field(default=None, gt=0)
+    head_dim: Size = FROM_MODEL
+    v_head_dim: Size = FROM_MODEL
     conv_size: int = Field(default=4, gt=0)
     allow_negative_eigenvalues: bool = False
     """beta in (0, 2) instead of (0, 1): the state can flip sign along k (Grazzi et al. 2024, arXiv 2411.12537)."""
     norm_eps: float = Field(default=1e-5, gt=0)
 
-    def resolve(self, model: "BaseModelConfig") -> Self:
-        width, n_heads = head_sizes(model.d_model, None, self.n_heads)
+    def resolve(self, shape: ModelShape) -> Self:
+        width, n_heads = head_sizes(shape.d_model, None, self.n_heads)
         head_dim = self.head_dim or max(1, 3 * width // 4)
         n_v_heads = self.n_v_heads or n_heads
         if n_v_heads % n_heads:
@@ -50,27 +38,41 @@ class GatedDeltaNetConfig(ChunkedConfig):
         return self.model_copy(update=sizes)
 
 
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
+from ..parts.context import Sequences
+from ..parts.norm import RMSNorm, l2_normalize
+from ..parts.state import LayerState
+from .base import Mixed
+from .recurrent import RecurrentMixer, conv_kernel
+
+
 class GatedDeltaNet(RecurrentMixer):
     """See the module's equations. The state is one K x V matrix per value head and the convolution's last inputs."""
 
     Config = GatedDeltaNetConfig
     float32_parameters = ("A_log", "dt_bias")
 
-    def __init__(self, options: GatedDeltaNetConfig, model: "BaseModelConfig", index: int):
-        super().__init__(options, model, index)
-        self.n_heads, self.n_v_heads = options.n_heads or 0, options.n_v_heads or 0
-        self.head_dim, self.v_head_dim = options.head_dim or 0, options.v_head_dim or 0
+    def __init__(self, options: GatedDeltaNetConfig, shape: ModelShape, index: int):
+        super().__init__(options, shape, index)
+        self.n_heads, self.n_v_heads = options.n_heads, options.n_v_heads
+        self.head_dim, self.v_head_dim = options.head_dim, options.v_head_dim
         self.memory_shape = (self.n_v_heads, self.head_dim, self.v_head_dim)
         k, v = self.n_heads * self.head_dim, self.n_v_heads * self.v_head_dim
-        self.qkv_proj = nn.Linear(model.d_model, 2 * k + v, bias=False)
+        self.qkv_proj = nn.Linear(shape.d_model, 2 * k + v, bias=False)
         self.conv = conv_kernel(2 * k + v, options.conv_size)
-        self.ab_proj = nn.Linear(model.d_model, 2 * self.n_v_heads, bias=False)
+        self.ab_proj = nn.Linear(shape.d_model, 2 * self.n_v_heads, bias=False)
         self.A_log = nn.Parameter(torch.empty(self.n_v_heads).uniform_(0, 16).clamp(min=1e-4).log())
         dt = torch.empty(self.n_v_heads).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
-        self.g_proj = nn.Linear(model.d_model, v, bias=False)
+        self.g_proj = nn.Linear(shape.d_model, v, bias=False)
         self.o_norm = RMSNorm(self.v_head_dim, options.norm_eps)
-        self.o_proj = nn.Linear(v, model.d_model, bias=False)
+        self.o_proj = nn.Linear(v, shape.d_model, bias=False)
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
         keys = self.n_heads * self.head_dim

@@ -4,11 +4,33 @@ q, k, v = x W_qkv;  log alpha_t = logsigmoid(x W_a1 W_a2 + b_a) / 16
 S_t = diag(alpha_t) S_{t-1} + k_t v_t^T;  o_t = S_t^T q_t / sqrt(K);  y = (RMSNorm(o) * silu(x W_g)) W_o
 """
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+from pydantic import Field
+
+from ..parts.shape import ModelShape
+from .options import FROM_MODEL, ChunkedConfig, Size, head_count
+
+
+class GLAConfig(ChunkedConfig):
+    """4 heads (fewer below d_model = 128), keys half as wide as the model, values as wide: 4 d_model^2 parameters."""
+
+    n_heads: Size = FROM_MODEL
+    head_dim: Size = FROM_MODEL
+    v_head_dim: Size = FROM_MODEL
+    gate_rank: int = Field(default=16, gt=0)
+    gate_normalizer: float = Field(default=16.0, gt=0)
+    """What the log of the gate is divided by: the larger, the slower the memory forgets at first."""
+
+    def resolve(self, shape: ModelShape) -> Self:
+        n_heads = self.n_heads or head_count(shape.d_model, most=4, narrowest=32)
+        v_head_dim = self.v_head_dim or max(1, shape.d_model // n_heads)
+        head_dim = self.head_dim or max(1, shape.d_model // (2 * n_heads))
+        return self.model_copy(update={"n_heads": n_heads, "head_dim": head_dim, "v_head_dim": v_head_dim})
+
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
@@ -16,28 +38,7 @@ from ..parts.context import Sequences
 from ..parts.norm import RMSNorm
 from ..parts.state import LayerState
 from .base import Mixed
-from .options import ChunkedConfig, head_count
 from .recurrent import RecurrentMixer
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
-
-
-class GLAConfig(ChunkedConfig):
-    """4 heads (fewer below d_model = 128), keys half as wide as the model, values as wide: 4 d_model^2 parameters."""
-
-    n_heads: int | None = Field(default=None, gt=0)
-    head_dim: int | None = Field(default=None, gt=0)
-    v_head_dim: int | None = Field(default=None, gt=0)
-    gate_rank: int = Field(default=16, gt=0)
-    gate_normalizer: float = Field(default=16.0, gt=0)
-    """What the log of the gate is divided by: the larger, the slower the memory forgets at first."""
-
-    def resolve(self, model: "BaseModelConfig") -> Self:
-        n_heads = self.n_heads or head_count(model.d_model, most=4, narrowest=32)
-        v_head_dim = self.v_head_dim or max(1, model.d_model // n_heads)
-        head_dim = self.head_dim or max(1, model.d_model // (2 * n_heads))
-        return self.model_copy(update={"n_heads": n_heads, "head_dim": head_dim, "v_head_dim": v_head_dim})
 
 
 class GLA(RecurrentMixer):
@@ -46,19 +47,19 @@ class GLA(RecurrentMixer):
     Config = GLAConfig
     float32_parameters = ("a_bias",)
 
-    def __init__(self, options: GLAConfig, model: "BaseModelConfig", index: int):
-        super().__init__(options, model, index)
-        self.n_heads, self.head_dim = options.n_heads or 0, options.head_dim or 0
-        self.v_head_dim = options.v_head_dim or 0
+    def __init__(self, options: GLAConfig, shape: ModelShape, index: int):
+        super().__init__(options, shape, index)
+        self.n_heads, self.head_dim = options.n_heads, options.head_dim
+        self.v_head_dim = options.v_head_dim
         self.memory_shape = (self.n_heads, self.head_dim, self.v_head_dim)
         k, v = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
-        self.qkv_proj = nn.Linear(model.d_model, 2 * k + v, bias=False)
-        self.a1_proj = nn.Linear(model.d_model, options.gate_rank, bias=False)
+        self.qkv_proj = nn.Linear(shape.d_model, 2 * k + v, bias=False)
+        self.a1_proj = nn.Linear(shape.d_model, options.gate_rank, bias=False)
         self.a2_proj = nn.Linear(options.gate_rank, k, bias=False)
         self.a_bias = nn.Parameter(torch.zeros(k))
-        self.g_proj = nn.Linear(model.d_model, v, bias=False)
-        self.o_norm = RMSNorm(self.v_head_dim, model.norm_eps)
-        self.o_proj = nn.Linear(v, model.d_model, bias=False)
+        self.g_proj = nn.Linear(shape.d_model, v, bias=False)
+        self.o_norm = RMSNorm(self.v_head_dim, shape.norm_eps)
+        self.o_proj = nn.Linear(v, shape.d_model, bias=False)
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
         keys = self.n_heads * self.head_dim

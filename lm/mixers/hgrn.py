@@ -7,10 +7,20 @@ This is the real-valued form of flash-linear-attention and of the hybrid study (
 is complex with a learned rotation.
 """
 
-from typing import TYPE_CHECKING
+from pydantic import Field
+
+from ..parts.shape import ModelShape
+from .options import MixerConfig
+
+
+class HGRNConfig(MixerConfig):
+    """4 expand_ratio d_model^2 parameters."""
+
+    expand_ratio: int = Field(default=1, gt=0)
+    """Channels of the state per channel of the shape."""
+
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...kernels import gated_scan, gated_scan_step
@@ -19,18 +29,7 @@ from ..parts.norm import RMSNorm
 from ..parts.state import LayerState
 from .base import Mixed
 from .lower_bounds import LowerBounds, forget_gate
-from .options import MixerConfig
 from .recurrent import RecurrentMixer
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
-
-
-class HGRNConfig(MixerConfig):
-    """4 expand_ratio d_model^2 parameters."""
-
-    expand_ratio: int = Field(default=1, gt=0)
-    """Channels of the state per channel of the model."""
 
 
 class HGRN(RecurrentMixer):
@@ -38,17 +37,17 @@ class HGRN(RecurrentMixer):
 
     Config = HGRNConfig
 
-    def __init__(self, options: HGRNConfig, model: "BaseModelConfig", index: int):
-        super().__init__(options, model, index)
-        width = options.expand_ratio * model.d_model
+    def __init__(self, options: HGRNConfig, shape: ModelShape, index: int):
+        super().__init__(options, shape, index)
+        width = options.expand_ratio * shape.d_model
         self.memory_shape = (width,)
-        self.ifg_proj = nn.Linear(model.d_model, 3 * width, bias=False)
-        self.o_norm = RMSNorm(width, model.norm_eps)
-        self.o_proj = nn.Linear(width, model.d_model, bias=False)
+        self.ifg_proj = nn.Linear(shape.d_model, 3 * width, bias=False)
+        self.o_norm = RMSNorm(width, shape.norm_eps)
+        self.o_proj = nn.Linear(width, shape.d_model, bias=False)
 
     @classmethod
-    def shared(cls, layers: list[HGRNConfig], model: "BaseModelConfig") -> LowerBounds:
-        return LowerBounds("hgrn", [layer.expand_ratio * model.d_model for layer in layers], model)
+    def shared(cls, layers: list[HGRNConfig], shape: ModelShape) -> LowerBounds:
+        return LowerBounds("hgrn", [layer.expand_ratio * shape.d_model for layer in layers], shape)
 
     def forward(
         self, x: Tensor, sequences: Sequences, state: LayerState | None = None, bounds: Tensor | None = None

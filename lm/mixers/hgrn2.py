@@ -4,10 +4,27 @@ q, f^, v = x W_qfv;  q = silu(q);  f_t = lb + (1 - lb) sigmoid(f^_t), lb the lay
 S_t = diag(f_t) S_{t-1} + (1 - f_t) v_t^T;  o_t = S_t^T q_t / sqrt(K);  y = RMSNorm(o) W_o, the norm over all heads
 """
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+from ..parts.shape import ModelShape
+from .options import FROM_MODEL, ChunkedConfig, Size, head_sizes
+
+
+class HGRN2Config(ChunkedConfig):
+    """Heads default to 128 keys (a quarter of d_model below 512); together their values are as wide as the model."""
+
+    n_heads: Size = FROM_MODEL
+    head_dim: Size = FROM_MODEL
+    """Keys of a head, the paper's expand ratio: how many times larger the state is than HGRN's."""
+
+    def resolve(self, shape: ModelShape) -> Self:
+        head_dim, n_heads = head_sizes(shape.d_model, self.head_dim, self.n_heads, widest=128)
+        if shape.d_model % n_heads:
+            raise ValueError(f"hgrn2.n_heads: {n_heads} does not divide d_model={shape.d_model}; use a divisor")
+        return self.model_copy(update={"n_heads": n_heads, "head_dim": head_dim})
+
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
@@ -16,25 +33,7 @@ from ..parts.norm import RMSNorm
 from ..parts.state import LayerState
 from .base import Mixed
 from .lower_bounds import LowerBounds, forget_gate
-from .options import ChunkedConfig, head_sizes
 from .recurrent import RecurrentMixer
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
-
-
-class HGRN2Config(ChunkedConfig):
-    """Heads default to 128 keys (a quarter of d_model below 512); together their values are as wide as the model."""
-
-    n_heads: int | None = Field(default=None, gt=0)
-    head_dim: int | None = Field(default=None, gt=0)
-    """Keys of a head, the paper's expand ratio: how many times larger the state is than HGRN's."""
-
-    def resolve(self, model: "BaseModelConfig") -> Self:
-        head_dim, n_heads = head_sizes(model.d_model, self.head_dim, self.n_heads, widest=128)
-        if model.d_model % n_heads:
-            raise ValueError(f"hgrn2.n_heads: {n_heads} does not divide d_model={model.d_model}; use a divisor")
-        return self.model_copy(update={"n_heads": n_heads, "head_dim": head_dim})
 
 
 class HGRN2(RecurrentMixer):
@@ -42,18 +41,18 @@ class HGRN2(RecurrentMixer):
 
     Config = HGRN2Config
 
-    def __init__(self, options: HGRN2Config, model: "BaseModelConfig", index: int):
-        super().__init__(options, model, index)
-        self.n_heads, self.head_dim = options.n_heads or 0, options.head_dim or 0
-        self.v_head_dim = model.d_model // self.n_heads
+    def __init__(self, options: HGRN2Config, shape: ModelShape, index: int):
+        super().__init__(options, shape, index)
+        self.n_heads, self.head_dim = options.n_heads, options.head_dim
+        self.v_head_dim = shape.d_model // self.n_heads
         self.memory_shape = (self.n_heads, self.head_dim, self.v_head_dim)
-        self.qfv_proj = nn.Linear(model.d_model, 2 * self.n_heads * self.head_dim + model.d_model, bias=False)
-        self.o_norm = RMSNorm(model.d_model, model.norm_eps)
-        self.o_proj = nn.Linear(model.d_model, model.d_model, bias=False)
+        self.qfv_proj = nn.Linear(shape.d_model, 2 * self.n_heads * self.head_dim + shape.d_model, bias=False)
+        self.o_norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.o_proj = nn.Linear(shape.d_model, shape.d_model, bias=False)
 
     @classmethod
-    def shared(cls, layers: list[HGRN2Config], model: "BaseModelConfig") -> LowerBounds:
-        return LowerBounds("hgrn2", [(layer.n_heads or 0) * (layer.head_dim or 0) for layer in layers], model)
+    def shared(cls, layers: list[HGRN2Config], shape: ModelShape) -> LowerBounds:
+        return LowerBounds("hgrn2", [layer.n_heads * layer.head_dim for layer in layers], shape)
 
     def forward(
         self, x: Tensor, sequences: Sequences, state: LayerState | None = None, bounds: Tensor | None = None

@@ -1,16 +1,12 @@
 """Forget gates with a floor that rises from layer to layer, for HGRN and HGRN-2 (Qin et al. 2023, arXiv 2311.04823)."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..parts.errors import ConfigError
 from ..parts.float32 import Float32Module
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
+from ..parts.shape import ModelShape
 
 
 class LowerBounds(Float32Module):
@@ -22,7 +18,7 @@ class LowerBounds(Float32Module):
 
     float32_parameters = ("table",)
 
-    def __init__(self, mixer: str, widths: list[int], model: "BaseModelConfig"):
+    def __init__(self, mixer: str, widths: list[int], shape: ModelShape):
         super().__init__()
         if len(set(widths)) > 1:
             found = " and ".join(map(str, sorted(set(widths))))
@@ -30,7 +26,7 @@ class LowerBounds(Float32Module):
                 f"{mixer}: layers with gates of {found} channels cannot share the model's table of lower bounds; "
                 "give all of them the same sizes"
             )
-        self.table = nn.Parameter(torch.zeros(model.n_layers, widths[0]))
+        self.table = nn.Parameter(torch.zeros(shape.n_layers, widths[0]))
 
     def forward(self) -> Tensor:
         """log lb_l and log(1 - lb_l), [n_layers, 2, width].

@@ -1,26 +1,40 @@
 """Options of mixers and the sizes that follow from the model's. Nothing here needs torch: a recipe is read without."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from ..parts.shape import ModelShape
 from ..parts.strict import Strict
 
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
+FROM_MODEL: Any = None
+"""The default of an option that `MixerConfig.resolve` sizes from the model."""
+
+if TYPE_CHECKING:  # a layer finds it finished
+    Size = int
+    SizeOfPairs = int
+else:  # a recipe may leave it out
+    Size = Annotated[int, Field(gt=0)] | None
+    SizeOfPairs = Annotated[int, Field(gt=1)] | None
 
 
 class MixerConfig(Strict):
-    """Options every mixer has. Options that are None are sized from the model by `resolve`."""
+    """Options every mixer has. A `Size` may be left out of a recipe; `resolve` finishes it, and layers see no None."""
 
     norm: Literal["pre", "post"] = "pre"
     """`pre`: x + mixer(norm(x)); `post`: x + norm(mixer(x)), for the mixer and the FFN of this layer."""
-    ffn_hidden: int | None = Field(default=None, gt=0)
-    """Hidden width of this layer's FFN; None: that of the model's `ffn` section."""
+    ffn_hidden: Size = FROM_MODEL
+    """Hidden width of this layer's FFN; default: that of the model's `ffn` section."""
 
-    def resolve(self, model: "BaseModelConfig") -> Self:
-        """A copy in which nothing is None that the mixer needs. Raises ValueError when the sizes contradict."""
+    def resolve(self, shape: ModelShape) -> Self:
+        """A copy with every `Size` of the mixer finished. Raises ValueError when the sizes contradict."""
         return self.model_copy()
+
+    def unfinished(self) -> list[str]:
+        """Names of the sizes that are still to be had from the model."""
+        fields = type(self).model_fields.items()
+        sized = (name for name, field in fields if field.annotation in (Size, SizeOfPairs))
+        return [name for name in sized if getattr(self, name) is None]
 
 
 class ChunkedConfig(MixerConfig):

@@ -2,19 +2,17 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import short_conv, short_conv_step
 from ..parts.context import Sequences
+from ..parts.shape import ModelShape
 from ..parts.state import LayerState
 from .base import Mixer
 from .options import ChunkedConfig
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
 
 
 class RecurrentMixer(Mixer):
@@ -28,8 +26,8 @@ class RecurrentMixer(Mixer):
     memory_shape: tuple[int, ...] | None
     conv: nn.Parameter | None
 
-    def __init__(self, options: Any, model: "BaseModelConfig", index: int):
-        super().__init__(options, model, index)
+    def __init__(self, options: Any, shape: ModelShape, index: int):
+        super().__init__(options, shape, index)
         self.register_parameter("conv", None)
 
     def convolve(

@@ -4,11 +4,30 @@ q, k, v = x W_qkv;  q, k = rope(q), rope(k);  gamma_h = 1 - 2^(-5-h), h = 0 .. H
 S_t = gamma_h S_{t-1} + k_t v_t^T;  o_t = S_t^T q_t / sqrt(K);  y = (RMSNorm(o) * silu(x W_g)) W_o
 """
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+from ..parts.shape import ModelShape
+from .options import FROM_MODEL, ChunkedConfig, Size, SizeOfPairs, head_count
+
+
+class RetNetConfig(ChunkedConfig):
+    """8 heads (fewer below d_model = 128), keys as wide as the model and values twice that: 8 d_model^2 parameters."""
+
+    n_heads: Size = FROM_MODEL
+    head_dim: SizeOfPairs = FROM_MODEL
+    v_head_dim: Size = FROM_MODEL
+
+    def resolve(self, shape: ModelShape) -> Self:
+        n_heads = self.n_heads or head_count(shape.d_model, most=8, narrowest=16)
+        head_dim = self.head_dim or 2 * max(1, shape.d_model // (2 * n_heads))
+        if head_dim % 2:
+            raise ValueError(f"retnet.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one")
+        sizes = {"n_heads": n_heads, "head_dim": head_dim, "v_head_dim": self.v_head_dim or 2 * head_dim}
+        return self.model_copy(update=sizes)
+
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
@@ -18,27 +37,7 @@ from ..parts.rope import rotate, rotation
 from ..parts.rope_config import RopeConfig
 from ..parts.state import LayerState
 from .base import Mixed
-from .options import ChunkedConfig, head_count
 from .recurrent import RecurrentMixer
-
-if TYPE_CHECKING:
-    from ..recipe.model import BaseModelConfig
-
-
-class RetNetConfig(ChunkedConfig):
-    """8 heads (fewer below d_model = 128), keys as wide as the model and values twice that: 8 d_model^2 parameters."""
-
-    n_heads: int | None = Field(default=None, gt=0)
-    head_dim: int | None = Field(default=None, gt=1)
-    v_head_dim: int | None = Field(default=None, gt=0)
-
-    def resolve(self, model: "BaseModelConfig") -> Self:
-        n_heads = self.n_heads or head_count(model.d_model, most=8, narrowest=16)
-        head_dim = self.head_dim or 2 * max(1, model.d_model // (2 * n_heads))
-        if head_dim % 2:
-            raise ValueError(f"retnet.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one")
-        sizes = {"n_heads": n_heads, "head_dim": head_dim, "v_head_dim": self.v_head_dim or 2 * head_dim}
-        return self.model_copy(update=sizes)
 
 
 class RetNet(RecurrentMixer):
@@ -46,16 +45,16 @@ class RetNet(RecurrentMixer):
 
     Config = RetNetConfig
 
-    def __init__(self, options: RetNetConfig, model: "BaseModelConfig", index: int):
-        super().__init__(options, model, index)
-        self.n_heads, self.head_dim = options.n_heads or 0, options.head_dim or 0
-        self.v_head_dim = options.v_head_dim or 0
+    def __init__(self, options: RetNetConfig, shape: ModelShape, index: int):
+        super().__init__(options, shape, index)
+        self.n_heads, self.head_dim = options.n_heads, options.head_dim
+        self.v_head_dim = options.v_head_dim
         self.memory_shape = (self.n_heads, self.head_dim, self.v_head_dim)
         k, v = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
-        self.qkv_proj = nn.Linear(model.d_model, 2 * k + v, bias=False)
-        self.g_proj = nn.Linear(model.d_model, v, bias=False)
-        self.o_norm = RMSNorm(self.v_head_dim, model.norm_eps)
-        self.o_proj = nn.Linear(v, model.d_model, bias=False)
+        self.qkv_proj = nn.Linear(shape.d_model, 2 * k + v, bias=False)
+        self.g_proj = nn.Linear(shape.d_model, v, bias=False)
+        self.o_norm = RMSNorm(self.v_head_dim, shape.norm_eps)
+        self.o_proj = nn.Linear(v, shape.d_model, bias=False)
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
         keys = self.n_heads * self.head_dim

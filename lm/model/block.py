@@ -23,11 +23,11 @@ class Block(nn.Module):
         self.kind = spec.mixer
         self.post_norm = spec.options.norm == "post"
         self.mixer_norm = RMSNorm(model.d_model, model.norm_eps, model.zero_centered_norms)
-        self.mixer = MIXERS[spec.mixer](spec.options, model, index)
+        self.mixer = MIXERS[spec.mixer](spec.options, model.shape, index)
         self.ffn: SwiGLU | None = None
         if model.ffn is not None:
             self.ffn_norm = RMSNorm(model.d_model, model.norm_eps, model.zero_centered_norms)
-            self.ffn = SwiGLU(model.d_model, spec.options.ffn_hidden or model.ffn.width(model.d_model), model.ffn.bias)
+            self.ffn = SwiGLU(model.d_model, spec.options.ffn_hidden, model.ffn.bias)
 
     def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None, *shared: Tensor) -> Mixed:
         """x [B, T, D] -> the layer's output in `Mixed.y`, the mixer's losses and statistics passed on.

@@ -13,6 +13,7 @@ from ..mixers import MIXERS, Mixer
 from ..mixers.attention.attention import Attention
 from ..parts.context import Sequences
 from ..parts.norm import RMSNorm
+from ..parts.shape import ModelShape
 from ..recipe.layers import LayerSpec
 from .block import Block
 from .cache import Cache
@@ -58,7 +59,7 @@ class HybridLM(nn.Module):
         self.pos_embed = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
         specs = config.layer_specs()
         self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(specs))
-        self.shared = nn.ModuleDict(_shared_modules(specs, config))
+        self.shared = nn.ModuleDict(_shared_modules(specs, config.shape))
         self.norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -243,10 +244,10 @@ class HybridLM(nn.Module):
         return Run(path).load_model("cpu")
 
 
-def _shared_modules(specs: list[LayerSpec], config: "BaseModelConfig") -> dict[str, nn.Module]:
+def _shared_modules(specs: list[LayerSpec], shape: ModelShape) -> dict[str, nn.Module]:
     """By mixer, in the order of first appearance, what the layers of this mixer share."""
     kinds = dict.fromkeys(spec.mixer for spec in specs)
-    modules = {kind: MIXERS[kind].shared([s.options for s in specs if s.mixer == kind], config) for kind in kinds}
+    modules = {kind: MIXERS[kind].shared([s.options for s in specs if s.mixer == kind], shape) for kind in kinds}
     return {kind: module for kind, module in modules.items() if module is not None}
 
 

@@ -54,8 +54,9 @@ class PositionsConfig(Strict):
 class EvalConfig(Strict):
     """Measured after training, and every `every` steps when that is not 0; results go to RUN/eval/{checkpoint}.
 
-    tasks: lm-eval tasks. suites: named groups of measurements, see eval/benchmarks/suites.py. probes: synthetic tasks whose tokens
-    the model reads as they are, e.g. {task: mqar, length: 64, n_pairs: 8, examples: 100}. limit: documents per task.
+    tasks: lm-eval tasks. suites: named groups of measurements, see eval/benchmarks/suites.py. probes: synthetic tasks
+    whose tokens the model reads as they are, e.g. {task: mqar, length: 64, n_pairs: 8, examples: 100}. limit: documents
+    per task.
     """
 
     tasks: list[str] = Field(default_factory=list)

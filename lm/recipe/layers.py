@@ -92,7 +92,15 @@ def _spec(layer: str | dict[str, dict[str, Any]], model: "BaseModelConfig") -> L
             options = type(options).parse({**options.model_dump(exclude_unset=True), **own}, where=f"layer {name}")
         except ConfigError as error:
             raise ValueError(str(error)) from None
-    return LayerSpec(name, options.resolve(model))
+    return LayerSpec(name, _finished(options, model))
+
+
+def _finished(options: MixerConfig, model: "BaseModelConfig") -> MixerConfig:
+    hidden = options.ffn_hidden or (model.ffn.width(model.d_model) if model.ffn else 0)
+    finished = options.resolve(model.shape).model_copy(update={"ffn_hidden": hidden})
+    if missing := finished.unfinished():
+        raise TypeError(f"{type(options).__name__}.resolve: leaves {', '.join(missing)} without a size")
+    return finished
 
 
 def describe(specs: Iterable[LayerSpec]) -> str:

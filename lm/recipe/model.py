@@ -6,6 +6,7 @@ from pydantic import Field, create_model, model_validator
 
 from ..mixers import MIXERS
 from ..mixers.options import MixerConfig
+from ..parts.shape import ModelShape
 from ..parts.strict import Strict
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class BaseModelConfig(Strict):
 
         return layer_specs(self)
 
+    @property
+    def shape(self) -> ModelShape:
+        """What mixers may know of this model."""
+        return ModelShape(self.d_model, self.n_layers, self.context, self.norm_eps, self.zero_centered_norms)
+
     def mixer_options(self, name: str) -> MixerConfig:
         """This model's section for the mixer `name`."""
         return getattr(self, name)
@@ -78,5 +84,5 @@ else:
     ModelConfig = create_model(
         "ModelConfig",
         __base__=BaseModelConfig,
-        **{name: (mixer.Config, Field(default_factory=mixer.Config)) for name, mixer in MIXERS.items()},
+        **{name: (options, Field(default_factory=options)) for name in MIXERS for options in (MIXERS.options(name),)},
     )

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...parts.errors import ConfigError
-from .stacked import ffn_width
 
 if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
@@ -97,7 +96,7 @@ def common_config(model: "BaseModelConfig") -> dict[str, Any]:
     for name, shared in SHARED.items():
         fields |= {theirs: getattr(options[name], ours) for ours, theirs in shared.items()}
     return fields | {
-        "intermediate_size": ffn_width(options["attention"], model),
+        "intermediate_size": options["attention"].ffn_hidden,
         "layer_types": [LAYERS[spec.mixer] for spec in model.layer_specs()],
         "hidden_act": "silu",
         "attention_bias": False,

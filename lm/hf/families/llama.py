@@ -13,7 +13,7 @@ from ...mixers.attention.options import AttentionConfig
 from ...parts.errors import ConfigError
 from ...parts.rope_config import RopeConfig
 from ...parts.strict import nearest
-from .stacked import Stacked, ffn, ffn_width, linear, vector, whole
+from .stacked import Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
@@ -230,7 +230,7 @@ def hf_config(model: "BaseModelConfig") -> dict[str, Any]:
         "num_attention_heads": first.n_heads,
         "num_key_value_heads": first.n_kv_heads,
         "head_dim": first.head_dim,
-        "intermediate_size": ffn_width(first, model),
+        "intermediate_size": first.ffn_hidden,
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,

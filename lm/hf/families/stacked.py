@@ -63,15 +63,10 @@ def linear(name: str, rows: Mapping[str, int], columns: int, bias: bool = False)
         yield Stacked(f"{name}.bias", tuple(Part(f"{theirs}.bias", (n,)) for theirs, n in rows.items()))
 
 
-def ffn_width(options: Any, model: "BaseModelConfig") -> int:
-    assert model.ffn is not None
-    return options.ffn_hidden or model.ffn.width(model.d_model)
-
-
 def ffn(options: Any, model: "BaseModelConfig") -> Iterator[Stacked]:
     """The SwiGLU of the layer with these options."""
     assert model.ffn is not None
-    hidden, bias = ffn_width(options, model), model.ffn.bias
+    hidden, bias = options.ffn_hidden, model.ffn.bias
     yield from linear("ffn.gate_up_proj", {"mlp.gate_proj": hidden, "mlp.up_proj": hidden}, model.d_model, bias)
     yield from linear("ffn.down_proj", {"mlp.down_proj": model.d_model}, hidden, bias)
 

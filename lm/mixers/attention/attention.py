@@ -8,7 +8,6 @@ Vaswani et al. 2017 (arXiv 1706.03762, eq. 1); GQA: Ainslie et al. 2023 (arXiv 2
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +17,10 @@ from ....kernels.softmax_attention import causal_attention, masked_attention
 from ...parts.context import Sequences
 from ...parts.norm import RMSNorm
 from ...parts.rope import rotate, rotation
+from ...parts.shape import ModelShape
 from ..base import Mixed, Mixer
 from .options import AttentionConfig
 from .state import KVState
-
-if TYPE_CHECKING:
-    from ...recipe.model import BaseModelConfig
 
 
 class Attention(Mixer):
@@ -35,23 +32,23 @@ class Attention(Mixer):
     """Whether RoPE rounds as `HybridLM` says of Llamas."""
     qk_weight: Tensor
 
-    def __init__(self, options: AttentionConfig, model: "BaseModelConfig", index: int):
-        super().__init__(options, model, index)
-        self.n_heads, self.n_kv_heads = options.n_heads or 0, options.n_kv_heads or 0
-        self.head_dim, self.window = options.head_dim or 0, options.window
+    def __init__(self, options: AttentionConfig, shape: ModelShape, index: int):
+        super().__init__(options, shape, index)
+        self.n_heads, self.n_kv_heads = options.n_heads, options.n_kv_heads
+        self.head_dim, self.window = options.head_dim, options.window
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         if options.freeze_qk:
             rows = q if options.tie_qk else q + kv
-            self.register_buffer("qk_weight", torch.randn(rows, model.d_model) / math.sqrt(model.d_model))
-            self.v_proj = nn.Linear(model.d_model, kv, bias=False)
+            self.register_buffer("qk_weight", torch.randn(rows, shape.d_model) / math.sqrt(shape.d_model))
+            self.v_proj = nn.Linear(shape.d_model, kv, bias=False)
         else:
             rows = 2 * q if options.gate else q  # each head's q, then its gate, as Qwen3-Next has them
-            self.qkv_proj = nn.Linear(model.d_model, rows + 2 * kv, bias=options.bias != "none")
-        self.o_proj = nn.Linear(q, model.d_model, bias=options.bias == "all")
+            self.qkv_proj = nn.Linear(shape.d_model, rows + 2 * kv, bias=options.bias != "none")
+        self.o_proj = nn.Linear(q, shape.d_model, bias=options.bias == "all")
         if options.qk_norm != "none":
             head = options.qk_norm == "head"
-            self.q_norm = RMSNorm(self.head_dim if head else q, model.norm_eps, model.zero_centered_norms)
-            self.k_norm = RMSNorm(self.head_dim if head else kv, model.norm_eps, model.zero_centered_norms)
+            self.q_norm = RMSNorm(self.head_dim if head else q, shape.norm_eps, shape.zero_centered_norms)
+            self.k_norm = RMSNorm(self.head_dim if head else kv, shape.norm_eps, shape.zero_centered_norms)
 
     def forward(self, x: Tensor, sequences: Sequences, state: KVState | None = None) -> Mixed:
         q, k, v, gate = self._project(x, sequences)

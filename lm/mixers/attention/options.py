@@ -1,22 +1,20 @@
 """Options of attention."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field
 
 from ...parts.rope_config import RopeConfig
-from ..options import MixerConfig, head_sizes
-
-if TYPE_CHECKING:
-    from ...recipe.model import BaseModelConfig
+from ...parts.shape import ModelShape
+from ..options import FROM_MODEL, MixerConfig, Size, SizeOfPairs, head_sizes
 
 
 class AttentionConfig(MixerConfig):
     """Heads default to width 64 (a quarter of d_model below 256); `rope: null` leaves positions out."""
 
-    n_heads: int | None = Field(default=None, gt=0)
-    n_kv_heads: int | None = Field(default=None, gt=0)
-    head_dim: int | None = Field(default=None, gt=1)
+    n_heads: Size = FROM_MODEL
+    n_kv_heads: Size = FROM_MODEL
+    head_dim: SizeOfPairs = FROM_MODEL
     qk_norm: Literal["none", "head", "full"] = "none"
     """RMSNorm on q and k before RoPE: per head (Qwen3) or over all heads together (OLMo 2)."""
     bias: Literal["none", "qkv", "all"] = "none"
@@ -35,8 +33,8 @@ class AttentionConfig(MixerConfig):
     """With freeze_qk: one projection for both, which makes the mean of W_q W_k^T a multiple of the identity."""
     rope: RopeConfig | None = RopeConfig()
 
-    def resolve(self, model: "BaseModelConfig") -> Self:
-        head_dim, n_heads = head_sizes(model.d_model, self.head_dim, self.n_heads)
+    def resolve(self, shape: ModelShape) -> Self:
+        head_dim, n_heads = head_sizes(shape.d_model, self.head_dim, self.n_heads)
         n_kv_heads = self.n_kv_heads or n_heads
         if n_heads % n_kv_heads:
             raise ValueError(f"attention.n_kv_heads: {n_kv_heads} does not divide n_heads={n_heads}; use a divisor")

@@ -1,0 +1,47 @@
+"""The registered mixers by name: their options at once, their layers, which need torch, when they are asked for."""
+
+from collections.abc import Iterator, MutableMapping
+from typing import TYPE_CHECKING
+
+from .options import MixerConfig
+from .stages import first_stage
+
+if TYPE_CHECKING:
+    from .base import Mixer
+
+
+class Registry(MutableMapping[str, "type[Mixer]"]):
+    """Name -> mixer class. homes: "file:Class" by name, the file in this folder."""
+
+    def __init__(self, homes: dict[str, str]):
+        self._entries: dict[str, str | type[Mixer]] = dict(homes)
+
+    def __getitem__(self, name: str) -> "type[Mixer]":
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            file, _, kind = entry.partition(":")
+            entry = self._entries[name] = getattr(first_stage(f"{__package__}.{file}"), kind)
+        return entry
+
+    def __setitem__(self, name: str, mixer: "type[Mixer]") -> None:
+        self._entries[name] = mixer
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # Mapping's own would load the layer
+
+    def options(self, name: str) -> type[MixerConfig]:
+        """The mixer's options: the class NAMEConfig beside the mixer NAME, those of every mixer if it has none."""
+        entry = self._entries[name]
+        if not isinstance(entry, str):
+            return entry.Config
+        file, _, kind = entry.partition(":")
+        return vars(first_stage(f"{__package__}.{file}")).get(f"{kind}Config", MixerConfig)
