@@ -99,7 +99,7 @@ TASKS = "squad_recall,squad_recall_512_twice,ioi_text,piqa,hellaswag,mmlu"
 def test_both_models_score_tasks_of_the_catalogue_alike(tmp_path, tokenizer, cache, monkeypatch, no_index):
     pytest.importorskip("accelerate", reason="lm-eval's hf adapter imports accelerate: pip install accelerate")
     monkeypatch.setattr("hybridlm.eval.benchmarks.catalogue.GROUPS", {"mmlu": ("mmlu_anatomy", "mmlu_astronomy")})
-    monkeypatch.setattr("hybridlm.eval.lm_eval_tasks.GROUPS", {"mmlu": ("mmlu_anatomy", "mmlu_astronomy")})
+    monkeypatch.setattr("hybridlm.eval.benchmarks.lm_eval_tasks.GROUPS", {"mmlu": ("mmlu_anatomy", "mmlu_astronomy")})
     make_run(tmp_path, tokenizer, 1024, cache)
     monkeypatch.chdir(tmp_path)
     found = {}
