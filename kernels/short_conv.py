@@ -20,11 +20,13 @@ def short_conv(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
+    sequences: Sequences | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y_t = act( sum_j weight[:, W-1-j] * x_{t-j} ), j = 0..W-1, within each sequence; as nn.Conv1d padded on the left.
 
     x: [B, T, D]. weight: [D, W], cast to x's dtype. activation: "silu" or None. initial_state: [N, W-1, D], the inputs
-    before the first token, default 0; N = B sequences, or cu_seqlens' documents packed along T with B = 1.
+    before the first token, default 0; N = B sequences, or cu_seqlens' documents packed along T with B = 1. sequences:
+    the same, made once for many calls, in the place of cu_seqlens.
 
     Returns y [B, T, D] and, if asked for, the last W-1 inputs [N, W-1, D], else None. Raises ValueError on inputs that
     do not fit.
@@ -34,7 +36,7 @@ def short_conv(
         raise ValueError(f"x and weight have shapes {shapes}; allowed: [B, T, D] and [D, W]")
     if activation not in ("silu", None):
         raise ValueError(f"activation is {activation!r}; allowed: 'silu' or None")
-    sequences = Sequences.of(x, cu_seqlens)
+    sequences = Sequences.given(x, cu_seqlens, sequences)
     width = weight.shape[1]
     expected = [len(sequences), width - 1, x.shape[2]]
     if initial_state is None:

@@ -4,11 +4,13 @@ Sequences of equal length are computed together as one dense batch, so packing c
 """
 
 from collections import defaultdict
-from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .shared.sequences import Sequences
 
 
 def causal_attention(
@@ -16,26 +18,25 @@ def causal_attention(
     k: Tensor,
     v: Tensor,
     *,
+    sequences: Sequences,
     window: int | None = None,
-    lengths: tuple[int, ...] | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """o_t = sum_j softmax_j(q_t k_j / sqrt(D)) v_j over j <= t, and t - j < window if given, within each sequence.
 
-    q: [B, T, H, D]; k, v: [B, T, H_kv, D], H a multiple of H_kv. `lengths` None: B sequences of T tokens; else B is 1
-    and the sequences lie end to end. dropout: share of the softmax's weights set to 0, the rest scaled up. Returns
-    [B, T, H, D].
+    q: [B, T, H, D]; k, v: [B, T, H_kv, D], H a multiple of H_kv. dropout: share of the softmax's weights set to 0, the
+    rest scaled up. Returns [B, T, H, D].
     """
-    if lengths is None:
+    if not sequences.packed:
         return _dense([q, k, v], window, dropout)
-    if len(set(lengths)) == 1:
-        rows = [x.view(len(lengths), lengths[0], *x.shape[2:]) for x in (q, k, v)]
+    if sequences.equal:
+        rows = [x.view(len(sequences), sequences.longest, *x.shape[2:]) for x in (q, k, v)]
         return _dense(rows, window, dropout).reshape(q.shape)
     o = torch.empty_like(q[0])
-    for tokens, real in _by_length(lengths):
-        tokens, real = tokens.to(q.device), real.to(q.device)
-        rows = [x[0].index_select(0, tokens.flatten()).unflatten(0, tokens.shape) for x in (q, k, v)]
-        o = o.index_copy(0, tokens[real], _dense(rows, window, dropout)[real])
+    for group in sequences.once(_by_length, q.device):
+        rows = [x[0].index_select(0, group.token.flatten()).unflatten(0, group.token.shape) for x in (q, k, v)]
+        real = _dense(rows, window, dropout).flatten(0, 1).index_select(0, group.real)
+        o = o.index_copy(0, group.real_token, real)
     return o[None]
 
 
@@ -73,24 +74,27 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: float) -> Ten
     return o.unflatten(0, (B, n)).flatten(1, 2)[:, :T]
 
 
-@lru_cache(maxsize=64)
-def _by_length(lengths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Groups of sequences of about one length: their tokens [n, T] and which of these are real, not padding.
+class _Group(NamedTuple):
+    """Sequences of about one length, as rows of T tokens."""
 
-    Lengths are rounded up, exact under a causal mask, since oneDNN builds and keeps a kernel for each new shape.
-    """
-    starts: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    offset = 0
-    for length in lengths:
+    token: Tensor  # [n, T], what stands behind a sequence's end is its first token again
+    real: Tensor  # which of the n T are real, not padding
+    real_token: Tensor  # and their tokens
+
+
+def _by_length(sequences: Sequences, device: torch.device) -> list[_Group]:
+    """Lengths are rounded up, exact under a causal mask, since oneDNN builds and keeps a kernel for each new shape."""
+    members: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for start, length in zip(sequences.starts, sequences.lengths, strict=False):
         if length:
-            starts[_round_up(length)].append((offset, length))
-        offset += length
+            members[_round_up(length)].append((start, length))
     groups = []
-    for T, members in starts.items():
-        start, length = torch.tensor(members).T
+    for T, group in members.items():
+        start, length = torch.tensor(group).T
         position = torch.arange(T)
         real = position < length[:, None]
-        groups.append(((start[:, None] + position).where(real, start[:, None]), real))
+        token = (start[:, None] + position).where(real, start[:, None])
+        groups.append(_Group(*(x.to(device) for x in (token, real.flatten().nonzero().squeeze(1), token[real]))))
     return groups
 
 

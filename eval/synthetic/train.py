@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...lm.model import HybridLM
-from ...lm.parts.context import Sequences
+from ...lm.parts.context import Context
 from ...lm.parts.errors import UserError
 from ...lm.recipe.model import BaseModelConfig
 from ...lm.recipe.train import OptimConfig, ScheduleConfig
@@ -75,7 +75,7 @@ class TaskModel(HybridLM):
     def head(self, hidden: Tensor) -> Tensor:
         return super().head(hidden) if self.value_head is None else self.value_head(hidden).squeeze(-1)
 
-    def _embed(self, input_ids: Tensor, sequences: Sequences) -> Tensor:
+    def _embed(self, input_ids: Tensor, sequences: Context) -> Tensor:
         return super()._embed(input_ids, sequences) if self.in_proj is None else self.in_proj(input_ids)
 
 

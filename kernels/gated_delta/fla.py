@@ -34,6 +34,6 @@ def gated_delta_rule_fla(
         scale=scale,
         initial_state=initial_state,
         output_final_state=True,
-        cu_seqlens=None if sequences.bounds is None else torch.tensor(sequences.bounds, device=q.device),
+        cu_seqlens=sequences.cu_seqlens_on(q.device),
         chunk_size=chunk_size,
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments, offsets
+from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments
 from ..shared.sequences import Sequences
 from .chunked import gated_delta_rule_flops
 
@@ -43,7 +43,9 @@ def gated_delta_rule_native(
     """
     dtype = v.dtype
     q, k, v = (x.to(kernel_dtype(dtype)) for x in (q, k, v))
-    o, state = _GatedDeltaRule.apply(q, k, v, g, beta, initial_state, scale, offsets(sequences), chunk_size, recompute)  # type: ignore[misc]
+    o, state = _GatedDeltaRule.apply(
+        q, k, v, g, beta, initial_state, scale, list(sequences.starts), chunk_size, recompute
+    )  # type: ignore[misc]
     return o.to(dtype), state
 
 

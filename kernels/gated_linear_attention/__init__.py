@@ -42,6 +42,7 @@ def gated_linear_attention(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
+    sequences: Sequences | None = None,
     chunk_size: int = 64,
     recompute: bool = False,
     backend: str = "auto",
@@ -54,6 +55,7 @@ def gated_linear_attention(
     q, k: [B, T, H, K]. v: [B, T, H, V]. g: natural logarithm of the decay, <= 0, [B, T, H, K] or [B, T, H], float32 or
     v's dtype. scale: default K^-0.5. initial_state: [N, H, K, V] float32 (float64 if v is), default 0; N = B sequences.
     cu_seqlens: [N + 1] int offsets of N documents packed along T, then B = 1; a document may be empty.
+    sequences: the same, made once for many calls, in the place of cu_seqlens.
     chunk_size: 16, 32 or 64 tokens worked on at a time; changes speed and memory only.
     recompute: rebuild the chunks' states in the backward pass rather than keep them.
     backend: "auto" is the fastest one registered for the device, see `kernels.backend`.
@@ -62,7 +64,7 @@ def gated_linear_attention(
     its initial state), else None. Raises ValueError on inputs that do not fit (on a GPU the values of g are not
     looked at: the Triton kernels make NaN of wrong ones), BackendUnavailable on a backend that cannot run here.
     """
-    sequences = _check(q, k, v, g, initial_state, cu_seqlens, chunk_size)
+    sequences = _check(q, k, v, g, initial_state, cu_seqlens, sequences, chunk_size)
     run = choose("gated_linear_attention", backend, q.device)
     if q.shape[0] * q.shape[1] == 0:
         state = checks.no_tokens_state(initial_state, [len(sequences), *k.shape[2:], v.shape[3]], v)
@@ -120,6 +122,7 @@ def _check(
     g: Tensor | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
+    sequences: Sequences | None,
     chunk_size: int,
 ) -> Sequences:
     if q.ndim != 4 or v.ndim != 4:
@@ -129,7 +132,7 @@ def _check(
     checks.check_shape("v", v, [B, T, H, V], "q's [B, T, H, ...]")
     _check_head_and_gate(q, k, v, g, "[B, T, H]")
     checks.check_chunk_size(chunk_size)
-    sequences = Sequences.of(q, cu_seqlens)
+    sequences = Sequences.given(q, cu_seqlens, sequences)
     if initial_state is not None:
         checks.check_state("initial_state", initial_state, [len(sequences), H, K, V], "[N, H, K, V]", v.dtype)
     return sequences

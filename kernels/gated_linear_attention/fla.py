@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..shared.sequences import Sequences
@@ -33,5 +32,5 @@ def gated_linear_attention_fla(
         scale=scale,
         initial_state=initial_state,
         output_final_state=True,
-        cu_seqlens=None if sequences.bounds is None else torch.tensor(sequences.bounds, device=q.device),
+        cu_seqlens=sequences.cu_seqlens_on(q.device),
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments, offsets
+from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments
 from ..shared.sequences import Sequences
 from .chunked import gated_linear_attention_flops
 
@@ -41,7 +41,8 @@ def gated_linear_attention_native(
     """
     dtype = v.dtype
     q, k, v = (x.to(kernel_dtype(dtype)) for x in (q, k, v))
-    o, state = _GatedLinearAttention.apply(q, k, v, g, initial_state, scale, offsets(sequences), chunk_size, recompute)  # type: ignore[misc]
+    bounds = list(sequences.starts)
+    o, state = _GatedLinearAttention.apply(q, k, v, g, initial_state, scale, bounds, chunk_size, recompute)  # type: ignore[misc]
     return o.to(dtype), state
 
 

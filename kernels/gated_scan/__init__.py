@@ -32,6 +32,7 @@ def gated_scan(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
+    sequences: Sequences | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """h_t = exp(g_t) h_{t-1} + x_t, each channel by itself.
@@ -41,6 +42,7 @@ def gated_scan(
     x, g: [B, T, ...], at least one channel dimension. g: natural logarithm of the decay, <= 0, float32 or x's dtype.
     initial_state: [N, ...] float32 (float64 if x is), default 0; N = B sequences.
     cu_seqlens: [N + 1] int offsets of N documents packed along T, then B = 1; a document may be empty.
+    sequences: the same, made once for many calls, in the place of cu_seqlens.
     backend: "auto" is the fastest one registered for the device, see `kernels.backend`.
 
     Returns h [B, T, ...] in x's dtype and, if asked for, the final state like initial_state (an empty document's is its
@@ -51,7 +53,7 @@ def gated_scan(
     if x.ndim < 3:
         raise ValueError(f"x has {x.ndim} dimensions; allowed: 3 or more, [B, T, ...]")
     _check_input_and_gate(x, g, "x's [B, T, ...]")
-    sequences = Sequences.of(x, cu_seqlens)
+    sequences = Sequences.given(x, cu_seqlens, sequences)
     state_shape = [len(sequences), *x.shape[2:]]
     if initial_state is not None:
         checks.check_state("initial_state", initial_state, state_shape, "[N, ...]", x.dtype)

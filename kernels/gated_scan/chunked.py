@@ -7,7 +7,6 @@ dx = dh and dg_t = dh_t exp(g_t) h_{t-1}. A document's first token has a decay o
 """
 
 import itertools
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ def gated_scan_chunked(
     """Same contract as `gated_scan_reference`; half-precision inputs are scanned in float32."""
     if initial_state is None:
         initial_state = x.new_zeros(len(sequences), *x.shape[2:], dtype=state_dtype(x.dtype))
-    ends = _ends(sequences, x.device)
+    ends = sequences.once(_ends, x.device)
     h, state = _ChunkedScan.apply(x.flatten(2), g.flatten(2), initial_state.flatten(1), ends)  # type: ignore[misc]
     return h.view(x.shape), state.view(initial_state.shape)
 
@@ -111,7 +110,6 @@ def _decays(g: Tensor, ends: Ends, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return decay, first
 
 
-@lru_cache(maxsize=64)
 def _ends(sequences: Sequences, device: torch.device) -> Ends:
     if sequences.bounds is None:
         ends = [(n, 0, sequences.tokens - 1, n) for n in range(sequences.batch)]

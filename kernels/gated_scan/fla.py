@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..shared.sequences import Sequences
@@ -20,6 +19,6 @@ def gated_scan_fla(
         g=g.flatten(2),
         initial_state=None if initial_state is None else initial_state.flatten(1),
         output_final_state=True,
-        cu_seqlens=None if sequences.bounds is None else torch.tensor(sequences.bounds, device=x.device),
+        cu_seqlens=sequences.cu_seqlens_on(x.device),
     )
     return h.view_as(x).to(x.dtype), state.view(-1, *x.shape[2:])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments, offsets
+from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments
 from ..shared.sequences import Sequences
 
 OPS.define(
@@ -24,7 +24,7 @@ def gated_scan_native(
 ) -> tuple[Tensor, Tensor]:
     """Same contract as `gated_scan_reference`; keeps a state per 64 tokens for backward besides the inputs."""
     dtype = x.dtype
-    h, state = _GatedScan.apply(x.to(kernel_dtype(dtype)), g, initial_state, offsets(sequences))  # type: ignore[misc]
+    h, state = _GatedScan.apply(x.to(kernel_dtype(dtype)), g, initial_state, list(sequences.starts))  # type: ignore[misc]
     return h.to(dtype), state
 
 

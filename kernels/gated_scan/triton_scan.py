@@ -180,7 +180,7 @@ class Launch(NamedTuple):
 
 def _plan(x: Tensor, sequences: Sequences) -> Launch:
     """Segments only where whole sequences make less than half of the wanted programs, which are 4 per processor."""
-    D, longest = math.prod(x.shape[2:]), max(sequences.lengths)
+    D, longest = math.prod(x.shape[2:]), sequences.longest
     BD = min(padded(D), 32)
     programs, wanted = len(sequences) * _ceil(D, BD), 4 * multiprocessors(x.device)
     n_segments = 1

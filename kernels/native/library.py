@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..shared.sequences import Sequences
 from .build import library_path
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
@@ -77,13 +76,6 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if x.nbytes >= LARGE:
         _library().hybridlm_huge_pages(ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.nbytes))
     return x
-
-
-def offsets(sequences: Sequences) -> list[int]:
-    """[N + 1] positions in the flattened [B * T] tokens."""
-    if sequences.bounds is not None:
-        return list(sequences.bounds)
-    return [i * sequences.tokens for i in range(sequences.batch + 1)]
 
 
 def n_segments(bounds: Sequence[int]) -> int:

@@ -6,20 +6,28 @@ first. A recurrence over chunks then touches contiguous rows only.
 """
 
 import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_host_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+T = TypeVar("T")
+
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # cu_seqlens -> its version and Sequences
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """N sequences inside a [B, T, ...] tensor; `bounds` are the documents' offsets, None for B rows of length T."""
+    """N sequences inside a [B, T, ...] tensor; `bounds` are the documents' offsets, None for B rows of length T.
+
+    It lives on the host and is made once for a batch, by whoever knows it first: the loader, the model, or an operator
+    that was given cu_seqlens. What layers derive from it, tables on a device included, they make once too: see `once`.
+    """
 
     batch: int
     tokens: int
@@ -33,7 +41,7 @@ class Sequences:
         """
         batch, tokens = x.shape[:2]
         if cu_seqlens is None:
-            return cls(batch, tokens)
+            return rows(batch, tokens)
         if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
             found = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
             raise ValueError(
@@ -43,13 +51,38 @@ class Sequences:
             raise ValueError(
                 f"cu_seqlens packs documents along T, so B must be 1, not {batch}; reshape to [1, B*T, ...]"
             )
-        bounds = _host_copy(cu_seqlens)
+        known = _host_copy(cu_seqlens)
+        bounds = known.bounds or ()
         if cu_seqlens.ndim != 1 or len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != tokens or _decreases(bounds):
             raise ValueError(
                 f"cu_seqlens is {_abridged(bounds)} of shape {list(cu_seqlens.shape)}; "
                 f"allowed: offsets that start at 0, never decrease and end at T={tokens}"
             )
-        return cls(1, tokens, bounds)
+        return known
+
+    @classmethod
+    def documents(cls, lengths: Iterable[int]) -> "Sequences":
+        """Documents of these lengths, packed along T."""
+        bounds = tuple(itertools.accumulate(lengths, initial=0))
+        return Sequences(1, bounds[-1], bounds)
+
+    @classmethod
+    def given(cls, x: Tensor, cu_seqlens: Tensor | None, sequences: "Sequences | None") -> "Sequences":
+        """What an operator was told of x [B, T, ...]: `sequences`, made before, or cu_seqlens. Raises ValueError."""
+        if sequences is None:
+            return cls.of(x, cu_seqlens)
+        if cu_seqlens is not None:
+            raise ValueError("cu_seqlens and sequences are both given; allowed: one of them, they say the same")
+        sequences.check(x)
+        return sequences
+
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError unless x is [B, T, ...] of these sequences."""
+        if tuple(x.shape[:2]) != (self.batch, self.tokens):
+            raise ValueError(
+                f"sequences describe [{self.batch}, {self.tokens}, ...], but the tensor is {list(x.shape)}; "
+                "pass the sequences that it was made with"
+            )
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -61,15 +94,55 @@ class Sequences:
         return self.batch if self.bounds is None else len(self.bounds) - 1
 
     @property
+    def packed(self) -> bool:
+        """Whether the sequences lie end to end in one row."""
+        return self.bounds is not None
+
+    @cached_property
     def equal(self) -> bool:
         """All sequences have one length, so [B, T, ...] views as [N, length, ...]."""
         return len(set(self.lengths)) <= 1
 
+    @cached_property
+    def longest(self) -> int:
+        return max(self.lengths, default=0)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First token of each sequence in the flattened [B * T], and B * T."""
+        if self.bounds is not None:
+            return self.bounds
+        return tuple(range(0, (self.batch + 1) * self.tokens, self.tokens)) if self.tokens else (0,) * (self.batch + 1)
+
+    def in_chunk(self, size: int) -> tuple[int, ...]:
+        """Tokens that each sequence's chunk of `size` has already: for a memory the chunk is part of the function.
+
+        None here, where the sequences begin with these tokens.
+        """
+        return (0,) * len(self)
+
+    def once(self, make: Callable[..., T], *arguments: Any) -> T:
+        """make(self, *arguments), made at the first call. What it makes must not hold on to these sequences."""
+        made = self.__dict__.setdefault("_made", {})
+        key = (make, *arguments)
+        if key not in made:
+            with torch.inference_mode(False):  # else tensors made in an evaluation could serve in no training step
+                made[key] = make(self, *arguments)
+        return made[key]
+
+    def cu_seqlens_on(self, device: torch.device) -> Tensor | None:
+        """`bounds` as the form that other libraries' kernels take; None for rows."""
+        return None if self.bounds is None else self.once(_cu_seqlens, device)
+
     def chunks(self, chunk_size: int, device: torch.device) -> "Chunks":
         """Cut into chunks of min(chunk_size, the power of two that holds the longest sequence)."""
-        longest = max(self.lengths, default=0)
-        size = min(chunk_size, 1 << max(0, longest - 1).bit_length())
-        return _chunks(self, size, device)
+        return self.once(_chunks, min(chunk_size, 1 << max(0, self.longest - 1).bit_length()), device)
+
+
+@lru_cache(maxsize=64)
+def rows(batch: int, tokens: int) -> Sequences:
+    """B rows of T tokens: one value per shape, so that tables outlive a training step."""
+    return Sequences(batch, tokens)
 
 
 @dataclass(frozen=True)
@@ -80,7 +153,8 @@ class Chunks:
     and `real[r]` is False behind the end of a document. Equal lengths need none of the three: chunking is a transpose.
     """
 
-    sequences: Sequences
+    n: int  # sequences
+    length: int  # of each, where all have one length
     size: int
     active: tuple[int, ...]
     order: Tensor | None = None
@@ -95,7 +169,7 @@ class Chunks:
     def gather(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Steps [start, stop) of x [B, T, H, ...] as [rows, H, C, ...], a view if possible; 0 behind a sequence."""
         if self.token is None or self.real is None:
-            n, length = len(self.sequences), self.sequences.lengths[0]
+            n, length = self.n, self.length
             part = x.reshape(n, length, *x.shape[2:])[:, start * self.size : stop * self.size]
             missing = (stop - start) * self.size - part.shape[1]
             if missing:
@@ -108,7 +182,7 @@ class Chunks:
     def scatter(self, chunks: Tensor, out: Tensor, start: int, stop: int) -> None:
         """Inverse of `gather`: writes chunks [rows, H, C, ...] to their tokens in out [B, T, H, ...]."""
         if self.token is None or self.real is None:
-            n, length = len(self.sequences), self.sequences.lengths[0]
+            n, length = self.n, self.length
             part = out.view(n, length, *out.shape[2:])[:, start * self.size : stop * self.size]
             steps = chunks.unflatten(0, (stop - start, n)).transpose(0, 1).transpose(2, 3)  # [N, S, C, H, ...]
             if part.shape[1] == (stop - start) * self.size:
@@ -121,35 +195,42 @@ class Chunks:
         out[0].index_copy_(0, self.token[rows][real], chunks.transpose(1, 2)[real].to(out.dtype))
 
 
-@lru_cache(maxsize=64)
+def _cu_seqlens(sequences: Sequences, device: torch.device) -> Tensor:
+    return torch.tensor(sequences.bounds, device=device)
+
+
 def _chunks(sequences: Sequences, size: int, device: torch.device) -> Chunks:
-    lengths = sequences.lengths
-    longest = max(lengths, default=0)
-    n_steps = -(-longest // size)
+    lengths, n = sequences.lengths, len(sequences)
+    n_steps = -(-sequences.longest // size)
     if sequences.equal:
-        return Chunks(sequences, size, (len(sequences),) * n_steps)
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        return Chunks(n, sequences.longest, size, (n,) * n_steps)
+    order = sorted(range(n), key=lambda i: -lengths[i])
     n_chunks = [-(-lengths[i] // size) for i in order]
-    active = tuple(sum(n > j for n in n_chunks) for j in range(n_steps))
-    assert sequences.bounds is not None  # rows of a batch are always equal
-    begin = torch.tensor([sequences.bounds[i] for i in order])
-    end = torch.tensor([sequences.bounds[i + 1] for i in order])
+    active = tuple(sum(count > j for count in n_chunks) for j in range(n_steps))
+    begin = torch.tensor([sequences.starts[i] for i in order])
+    end = torch.tensor([sequences.starts[i + 1] for i in order])
     step = torch.repeat_interleave(torch.arange(n_steps), torch.tensor(active))  # [rows]
-    member = torch.cat([torch.arange(n) for n in active])
+    member = torch.cat([torch.arange(count) for count in active])
     token = (begin[member] + step * size)[:, None] + torch.arange(size)
     real = token < end[member, None]
     token = token.where(real, 0)
-    return Chunks(sequences, size, active, torch.tensor(order, device=device), token.to(device), real.to(device))
+    return Chunks(n, 0, size, active, torch.tensor(order, device=device), token.to(device), real.to(device))
 
 
-def _host_copy(cu_seqlens: Tensor) -> tuple[int, ...]:
-    if cu_seqlens.is_inference():  # carries no version counter, so a cached copy could go stale
-        return tuple(cu_seqlens.flatten().tolist())
-    version, bounds = _host_copies.get(cu_seqlens) or (None, ())
-    if version != cu_seqlens._version:
-        bounds = tuple(cu_seqlens.flatten().tolist())
-        _host_copies[cu_seqlens] = (cu_seqlens._version, bounds)
-    return bounds
+def _host_copy(cu_seqlens: Tensor) -> Sequences:
+    """Unchecked: what `cu_seqlens` says."""
+    if cu_seqlens.is_inference():  # carries no version counter, so a remembered copy could go stale
+        return _packed(cu_seqlens)
+    version, known = _known.get(cu_seqlens) or (None, None)
+    if known is None or version != cu_seqlens._version:
+        known = _packed(cu_seqlens)
+        _known[cu_seqlens] = (cu_seqlens._version, known)
+    return known
+
+
+def _packed(cu_seqlens: Tensor) -> Sequences:
+    bounds = tuple(cu_seqlens.flatten().tolist())
+    return Sequences(1, bounds[-1] if bounds else 0, bounds)
 
 
 def _decreases(bounds: tuple[int, ...]) -> bool:

@@ -1,7 +1,7 @@
 """What the Triton kernels share: their register, tables of chunks, and the pieces of arithmetic that need care."""
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -42,9 +42,12 @@ class Tables(NamedTuple):
     size: int  # C
 
 
-@lru_cache(maxsize=64)
 def tables(sequences: Sequences, size: int, device: torch.device) -> Tables:
-    """Built once per layout; `size` tokens per chunk."""
+    """`size` tokens per chunk."""
+    return sequences.once(_tables, size, device)
+
+
+def _tables(sequences: Sequences, size: int, device: torch.device) -> Tables:
     rows, chunks, token = [], [], 0
     for length in sequences.lengths:
         rows.append((token, length, len(chunks)))
@@ -56,8 +59,7 @@ def tables(sequences: Sequences, size: int, device: torch.device) -> Tables:
 
 def chunk_length(sequences: Sequences, K: int, chunk_size: int) -> int:
     """Tokens per chunk: at most chunk_size, 32 for keys wider than 128 (registers), no more than sequences need."""
-    longest = max(sequences.lengths)
-    return min(chunk_size, 64 if K <= 128 else 32, padded(longest))
+    return min(chunk_size, 64 if K <= 128 else 32, padded(sequences.longest))
 
 
 @cache

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...kernels.shared.sequences import Sequences
 from ..parts.errors import ConfigError
 from .document import digest
 from .mixture import Mixture
@@ -17,13 +18,15 @@ from .packed import PackedDataset
 class Batch:
     """Rows of tokens end to end. Token t is a target unless it is the first of its segment; the model shifts labels.
 
-    input_ids: [1, tokens], int64. cu_seqlens: [segments + 1], int64, bounds of the segments from 0 to tokens; a segment
-    is the part of a document that lies in one row. n_targets: tokens - segments.
+    input_ids: [1, tokens], int64. sequences: the segments; a segment is the part of a document that lies in one row.
     """
 
     input_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    n_targets: int
+    sequences: Sequences
+
+    @property
+    def n_targets(self) -> int:
+        return self.sequences.tokens - len(self.sequences)
 
 
 Row = tuple[PackedDataset, int, int]
@@ -40,7 +43,7 @@ def make_batch(rows: Sequence[Row]) -> Batch:
         length += stop - start
     bounds = np.concatenate([*starts, [length]]).astype(np.int64)
     input_ids = torch.from_numpy(np.concatenate(tokens))[None]  # [1, tokens]
-    return Batch(input_ids, torch.from_numpy(bounds), length - (len(bounds) - 1))
+    return Batch(input_ids, Sequences(1, length, tuple(bounds.tolist())))
 
 
 class Loader:

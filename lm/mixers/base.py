@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.float32 import Float32Module
 from ..parts.shape import ModelShape
 from ..parts.state import LayerState
@@ -53,7 +53,7 @@ class Mixer(Float32Module):
         """
         return None
 
-    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+    def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         """Mix x [B, T, D] within each of `sequences`; with a `state`, continue from it and update it in place."""
         raise NotImplementedError
 

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.norm import RMSNorm, l2_normalize
 from ..parts.state import LayerState
 from .base import Mixed
@@ -57,7 +57,7 @@ class DeltaNet(RecurrentMixer):
         self.o_norm = RMSNorm(self.head_dim, shape.norm_eps)
         self.o_proj = nn.Linear(width, shape.d_model, bias=False)
 
-    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+    def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         qkv = self.convolve(self.qkv_proj(x), sequences, state)
         q, k, v = qkv.unflatten(-1, (3, self.n_heads, self.head_dim)).unbind(-3)  # [B, T, H, K]
         o = self.recur(

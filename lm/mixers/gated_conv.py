@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.state import LayerState
 from .base import Mixed
 from .recurrent import RecurrentMixer, conv_kernel
@@ -44,7 +44,7 @@ class GatedConv(RecurrentMixer):
         self.conv = conv_kernel(shape.d_model, options.conv_size)
         self.conv_bias = nn.Parameter(torch.empty(shape.d_model).uniform_(-1, 1) / math.sqrt(options.conv_size))
 
-    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+    def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         gate = self.gate_proj(x) + self.gate_bias.to(x.dtype)
         convolved = self.convolve(x, sequences, state, activation=None) + self.conv_bias.to(x.dtype)
         return Mixed(gate * convolved + x)

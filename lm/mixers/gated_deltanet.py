@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.norm import RMSNorm, l2_normalize
 from ..parts.state import LayerState
 from .base import Mixed
@@ -74,7 +74,7 @@ class GatedDeltaNet(RecurrentMixer):
         self.o_norm = RMSNorm(self.v_head_dim, options.norm_eps)
         self.o_proj = nn.Linear(v, shape.d_model, bias=False)
 
-    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+    def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         keys = self.n_heads * self.head_dim
         qkv = self.convolve(self.qkv_proj(x), sequences, state)
         q, k, v = qkv.split([keys, keys, self.n_v_heads * self.v_head_dim], -1)

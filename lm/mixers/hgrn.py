@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import gated_scan, gated_scan_step
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.norm import RMSNorm
 from ..parts.state import LayerState
 from .base import Mixed
@@ -50,7 +50,7 @@ class HGRN(RecurrentMixer):
         return LowerBounds("hgrn", [layer.expand_ratio * shape.d_model for layer in layers], shape)
 
     def forward(
-        self, x: Tensor, sequences: Sequences, state: LayerState | None = None, bounds: Tensor | None = None
+        self, x: Tensor, sequences: Context, state: LayerState | None = None, bounds: Tensor | None = None
     ) -> Mixed:
         i, f, g = self.ifg_proj(x).chunk(3, -1)  # [B, T, W]
         log_f, write = forget_gate(f, bounds)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.norm import RMSNorm
 from ..parts.state import LayerState
 from .base import Mixed
@@ -55,7 +55,7 @@ class HGRN2(RecurrentMixer):
         return LowerBounds("hgrn2", [layer.n_heads * layer.head_dim for layer in layers], shape)
 
     def forward(
-        self, x: Tensor, sequences: Sequences, state: LayerState | None = None, bounds: Tensor | None = None
+        self, x: Tensor, sequences: Context, state: LayerState | None = None, bounds: Tensor | None = None
     ) -> Mixed:
         keys = self.n_heads * self.head_dim
         q, f, v = self.qfv_proj(x).split([keys, keys, self.n_heads * self.v_head_dim], -1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import short_conv, short_conv_step
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.shape import ModelShape
 from ..parts.state import LayerState
 from .base import Mixer
@@ -31,7 +31,7 @@ class RecurrentMixer(Mixer):
         self.register_parameter("conv", None)
 
     def convolve(
-        self, x: Tensor, sequences: Sequences, state: LayerState | None, activation: str | None = "silu"
+        self, x: Tensor, sequences: Context, state: LayerState | None, activation: str | None = "silu"
     ) -> Tensor:
         """silu(conv(x)) over x [B, T, channels], continued from `state["conv"]`, which is updated."""
         assert self.conv is not None
@@ -45,7 +45,7 @@ class RecurrentMixer(Mixer):
             activation=activation,
             initial_state=past,
             output_final_state=state is not None,
-            cu_seqlens=sequences.cu_seqlens,
+            sequences=sequences,
         )
         if state is not None and last is not None:
             state.update(conv=last.detach().to(state["conv"].dtype, copy=True))  # no view that keeps all of x alive
@@ -56,7 +56,7 @@ class RecurrentMixer(Mixer):
         operator: Callable[..., Any],
         step: Callable[..., Any],
         inputs: tuple[Tensor | None, ...],
-        sequences: Sequences,
+        sequences: Context,
         state: LayerState | None,
     ) -> Tensor:
         """The operator's output [B, T, ...] for inputs [B, T, ...], continued from `state["memory"]`, which is updated.
@@ -74,7 +74,7 @@ class RecurrentMixer(Mixer):
             *inputs,
             initial_state=memory,
             output_final_state=state is not None,
-            cu_seqlens=sequences.cu_seqlens,
+            sequences=sequences,
             **how,
         )
         if state is not None:
@@ -107,7 +107,7 @@ class RecurrentMixer(Mixer):
         return memory + (width - 1) * channels * dtype.itemsize
 
 
-def _decoding(sequences: Sequences) -> bool:
+def _decoding(sequences: Context) -> bool:
     """Whether each sequence has one token and nobody asks for gradients: states may be updated in place."""
     return sequences.single and not torch.is_grad_enabled()
 

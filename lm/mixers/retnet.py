@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.norm import RMSNorm
 from ..parts.rope import rotate, rotation
 from ..parts.rope_config import RopeConfig
@@ -56,7 +56,7 @@ class RetNet(RecurrentMixer):
         self.o_norm = RMSNorm(self.v_head_dim, shape.norm_eps)
         self.o_proj = nn.Linear(v, shape.d_model, bias=False)
 
-    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+    def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         keys = self.n_heads * self.head_dim
         qkv = self.qkv_proj(x).split([keys, keys, self.n_heads * self.v_head_dim], -1)
         q, k, v = (y.unflatten(-1, (self.n_heads, -1)) for y in qkv)  # [B, T, H, ...]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..mixers import MIXERS, Mixed
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.ffn import SwiGLU
 from ..parts.norm import RMSNorm
 from ..parts.state import LayerState
@@ -29,7 +29,7 @@ class Block(nn.Module):
             self.ffn_norm = RMSNorm(model.d_model, model.norm_eps, model.zero_centered_norms)
             self.ffn = SwiGLU(model.d_model, spec.options.ffn_hidden, model.ffn.bias)
 
-    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None, *shared: Tensor) -> Mixed:
+    def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None, *shared: Tensor) -> Mixed:
         """x [B, T, D] -> the layer's output in `Mixed.y`, the mixer's losses and statistics passed on.
 
         shared: this layer's part of what its kind of mixer shares, if it does; see `Mixer.shared`.

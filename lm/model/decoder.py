@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.shared.sequences import Sequences
 from ..mixers import MIXERS, Mixer
 from ..mixers.attention.attention import Attention
-from ..parts.context import Sequences
+from ..parts.context import Context
 from ..parts.norm import RMSNorm
 from ..parts.shape import ModelShape
 from ..recipe.layers import LayerSpec
@@ -109,26 +110,26 @@ class HybridLM(nn.Module):
         attention_mask: Tensor | None = None,
         cache: Cache | Literal[True] | None = None,
         *,
+        sequences: Sequences | None = None,
         logits: bool = True,
     ) -> Output:
         """Score or continue sequences.
 
         input_ids: [B, T]. labels: [B, T], usually input_ids again: token t is predicted from those before it, so a
-        sequence's first label is never used; -100 is ignored. cu_seqlens: [N + 1], documents packed end to end, B = 1.
+        sequence's first label is never used; -100 is ignored. cu_seqlens: [N + 1], documents packed end to end, B = 1;
+        `sequences` says the same without a copy from the device, for who knows the bounds on the host.
         attention_mask: [B, T], 0 where a token is padding, anywhere in a row. cache: True to start one, or the one to
         continue. logits=False skips them where only the loss is wanted. Raises ValueError on shapes that contradict.
         """
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {tuple(input_ids.shape)}")
         if attention_mask is not None and not bool(attention_mask.all()):
-            return self._forward_padded(input_ids, labels, cu_seqlens, attention_mask, cache, logits)
-        past = self._past(cache, len(input_ids) if cu_seqlens is None else len(cu_seqlens) - 1)
-        if cu_seqlens is None:
-            sequences = Sequences.dense(len(input_ids), input_ids.shape[1], past, input_ids.device)
-        else:
-            _check_packing(input_ids, cu_seqlens)
-            sequences = Sequences.from_cu_seqlens(cu_seqlens, past)
-        return self._run(input_ids, labels, sequences, cache, logits)
+            if cu_seqlens is not None or sequences is not None:
+                raise ValueError("attention_mask: cannot be combined with cu_seqlens; packed documents have no padding")
+            return self._forward_padded(input_ids, labels, attention_mask, cache, logits)
+        sequences = Sequences.given(input_ids, cu_seqlens, sequences)
+        past = self._past(cache, len(sequences))
+        return self._run(input_ids, labels, Context.of_sequences(sequences, past, input_ids.device), cache, logits)
 
     def _past(self, cache: Cache | Literal[True] | None, n: int) -> list[int] | None:
         if not isinstance(cache, Cache):
@@ -143,7 +144,7 @@ class HybridLM(nn.Module):
         self,
         input_ids: Tensor,
         labels: Tensor | None,
-        sequences: Sequences,
+        sequences: Context,
         cache: Cache | Literal[True] | None,
         logits: bool,
     ) -> Output:
@@ -170,7 +171,7 @@ class HybridLM(nn.Module):
             loss = self._loss(x, scores, shift_labels(labels, sequences), losses)
         return Output(scores, loss, losses, cache, stats, x)
 
-    def _embed(self, input_ids: Tensor, sequences: Sequences) -> Tensor:
+    def _embed(self, input_ids: Tensor, sequences: Context) -> Tensor:
         """[B, T] -> [B, T, D]. Raises ValueError beyond the last learned position."""
         x = self.embed(input_ids)
         if self.pos_embed is not None:
@@ -194,7 +195,7 @@ class HybridLM(nn.Module):
             sums = linear_cross_entropy(x, self.lm_head.weight, targets, softcap=self.config.logit_softcap, **how)
         else:
             sums = full_cross_entropy(logits, targets, **how)
-        n = max(sums.n_targets, 1)
+        n = sums.n_targets.clamp(min=1)
         loss = sums.total / n + sum(losses.values())
         if self.config.z_loss:
             losses["z_loss"] = self.config.z_loss * sums.z / n
@@ -204,17 +205,14 @@ class HybridLM(nn.Module):
         self,
         input_ids: Tensor,
         labels: Tensor | None,
-        cu_seqlens: Tensor | None,
         attention_mask: Tensor,
         cache: Cache | Literal[True] | None,
         logits: bool,
     ) -> Output:
         """Drop the padding, run the real tokens as packed sequences, put what came out back (zero at padding)."""
-        if cu_seqlens is not None:
-            raise ValueError("attention_mask: cannot be combined with cu_seqlens; packed documents have no padding")
         real = attention_mask.bool()
-        bounds = F.pad(real.sum(1).cumsum(0), (1, 0))
-        sequences = Sequences.from_cu_seqlens(bounds, self._past(cache, len(input_ids)))
+        past = self._past(cache, len(input_ids))
+        sequences = Context.documents_after(real.sum(1).tolist(), past, input_ids.device)
         packed = None if labels is None else labels[real][None]
         output = self._run(input_ids[real][None], packed, sequences, cache, logits)
         scores = None if output.logits is None else _spread(output.logits, real)
@@ -254,13 +252,3 @@ def _shared_modules(specs: list[LayerSpec], shape: ModelShape) -> dict[str, nn.M
 def _spread(packed: Tensor, real: Tensor) -> Tensor:
     """packed [1, n, C] at the n places where real [B, T] holds, zero elsewhere: [B, T, C]."""
     return packed.new_zeros(*real.shape, packed.shape[-1]).masked_scatter(real[..., None], packed)
-
-
-def _check_packing(input_ids: Tensor, cu_seqlens: Tensor) -> None:
-    B, T = input_ids.shape
-    if B != 1:
-        raise ValueError(
-            f"cu_seqlens: packed documents lie in one row, got a batch of {B}; flatten input_ids to [1, B * T]"
-        )
-    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != T or bool((cu_seqlens.diff() < 0).any()):
-        raise ValueError(f"cu_seqlens: bounds must rise from 0 to T={T}, got {cu_seqlens.tolist()}")

@@ -6,29 +6,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..parts.context import Sequences
+from ..parts.context import Context
 
 IGNORE = -100
 SLICE = 1 << 21  # logits per slice: 8 MiB of float32, whatever the vocabulary
 
 
-def shift_labels(labels: Tensor, sequences: Sequences) -> Tensor:
+def shift_labels(labels: Tensor, sequences: Context) -> Tensor:
     """targets[t] = labels[t + 1] within each sequence, IGNORE at each sequence's last token. [B, T] -> [B, T]."""
     targets = torch.full_like(labels, IGNORE)
     targets[:, :-1] = labels[:, 1:]
-    if sequences.packed and sequences.cu_seqlens is not None:
-        ends = sequences.cu_seqlens[1:] - 1
-        targets[0, ends[ends >= 0]] = IGNORE  # the label that would cross into the next document
+    if sequences.packed:  # the label that would cross into the next document
+        targets[0].index_fill_(0, sequences.once(_last_tokens), IGNORE)
     return targets
 
 
+def _last_tokens(sequences: Context) -> Tensor:
+    ends = (stop - 1 for stop, length in zip(sequences.starts[1:], sequences.lengths, strict=True) if length)
+    return torch.tensor(list(ends), dtype=torch.int64, device=sequences.device)
+
+
 class TokenLoss(NamedTuple):
-    """Sums over the targets: `total` = nll + z_weight * z, in nats; its parts without gradients; their number."""
+    """Sums over the targets: `total` = nll + z_weight * z, in nats; its parts without gradients; their number, which
+    stays on the device."""
 
     total: Tensor
     nll: Tensor
     z: Tensor
-    n_targets: int
+    n_targets: Tensor
 
 
 def cap(logits: Tensor, softcap: float | None) -> Tensor:
@@ -49,7 +54,7 @@ def linear_cross_entropy(
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)  # not to be seen inside a Function
     total, nll, z = _LinearCrossEntropy.apply(x, weight, targets, z_weight, softcap, learns)
-    return TokenLoss(total, nll, z, int((targets != IGNORE).sum()))
+    return TokenLoss(total, nll, z, (targets != IGNORE).sum())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -106,4 +111,4 @@ def full_cross_entropy(logits: Tensor, targets: Tensor, z_weight: float = 0.0) -
     kept = targets != IGNORE
     nll = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
     z = logits[kept].logsumexp(-1).square().sum()
-    return TokenLoss(nll + z_weight * z, nll.detach(), z.detach(), int(kept.sum()))
+    return TokenLoss(nll + z_weight * z, nll.detach(), z.detach(), kept.sum())

@@ -1,62 +1,77 @@
-"""Where the sequences of a batch lie. Mixers see equal rows or packed documents, and never padding."""
+"""Sequences in their context: what of each came before the tokens of this call. Mixers never see padding."""
 
 from collections.abc import Sequence as Ints
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
+from ...kernels.shared.sequences import Sequences
+
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
-class Sequences:
-    """N sequences, dense as [N, T] rows (`packed` False) or end to end in one row [1, sum of lengths].
+class Context(Sequences):
+    """N sequences, dense as [N, T] rows or packed end to end in one row [1, sum of lengths], each continuing its past.
 
-    lengths: tokens of each sequence in this call. past: tokens of each that its state has already seen.
+    past: tokens of each that its state has already seen. device: where tensors of positions are wanted.
     """
 
-    lengths: tuple[int, ...]
-    past: tuple[int, ...]
-    packed: bool
-    device: torch.device
+    past: tuple[int, ...] = ()
+    device: torch.device = CPU
 
     @classmethod
-    def dense(cls, n: int, T: int, past: Ints[int] | None, device: torch.device) -> "Sequences":
-        return cls((T,) * n, tuple(past or (0,) * n), False, device)
+    def dense(cls, n: int, T: int, past: Ints[int] | None, device: torch.device) -> "Context":
+        """n rows of T tokens."""
+        return _fresh_rows(n, T, device) if past is None or not any(past) else cls(n, T, None, tuple(past), device)
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens: Tensor, past: Ints[int] | None) -> "Sequences":
-        """One sequence per document; cu_seqlens [N + 1] are the documents' bounds, from 0 to T."""
-        lengths = cu_seqlens.diff().tolist()
-        return cls(tuple(lengths), tuple(past or (0,) * len(lengths)), True, cu_seqlens.device)
+    def documents_after(cls, lengths: Ints[int], past: Ints[int] | None, device: torch.device) -> "Context":
+        """Documents of these lengths, packed."""
+        return cls.of_sequences(Sequences.documents(lengths), past, device)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
+    @classmethod
+    def of_sequences(cls, sequences: Sequences, past: Ints[int] | None, device: torch.device) -> "Context":
+        """The sequences as a loader or an operator has them, continued."""
+        if not sequences.packed:
+            return cls.dense(sequences.batch, sequences.tokens, past, device)
+        return cls(1, sequences.tokens, sequences.bounds, tuple(past or (0,) * len(sequences)), device)
 
-    @cached_property
+    @property
     def cu_seqlens(self) -> Tensor | None:
-        """Bounds of the documents [N + 1] when packed, None when dense: the form that the kernels take."""
-        if not self.packed:
-            return None
-        return torch.tensor((0, *self.lengths), device=self.device).cumsum(0)
+        """Bounds of the documents [N + 1] when packed, None when dense."""
+        return self.cu_seqlens_on(self.device)
 
     @cached_property
     def positions(self) -> Tensor:
-        """Position of every token within its own sequence, past included: [N, T] or [1, sum of lengths]."""
-        past = torch.tensor(self.past, device=self.device)
-        if not self.packed:
-            return past[:, None] + torch.arange(self.lengths[0], device=self.device)
-        lengths = torch.tensor(self.lengths, device=self.device)
-        starts = lengths.cumsum(0) - lengths
-        offset = torch.repeat_interleave(past - starts, lengths)
-        return (offset + torch.arange(int(sum(self.lengths)), device=self.device))[None]
+        """Position of every token within its own sequence, past included: [N, T], [1, sum of lengths] when packed, or
+        [1, T] where all rows are at the same one."""
+        with torch.inference_mode(False):
+            if not self.packed:
+                past = torch.tensor(self.past[:1] if len(set(self.past)) == 1 else self.past, device=self.device)
+                return past[:, None] + torch.arange(self.tokens, device=self.device)
+            offset = [before - start for before, start in zip(self.past, self.starts, strict=False)]
+            repeats = torch.tensor(self.lengths)
+            own = torch.repeat_interleave(torch.tensor(offset), repeats) + torch.arange(self.tokens)
+            return own[None].to(self.device)
 
     @cached_property
     def single(self) -> bool:
         """Whether every sequence has exactly one token in this call."""
-        return all(length == 1 for length in self.lengths)
+        return self.longest == 1 and self.equal
 
-    @property
+    @cached_property
     def fresh(self) -> bool:
         """Whether no sequence has a past."""
         return not any(self.past)
+
+    def in_chunk(self, size: int) -> tuple[int, ...]:
+        return tuple(past % size for past in self.past)
+
+
+@lru_cache(maxsize=16)
+def _fresh_rows(n: int, T: int, device: torch.device) -> Context:
+    """One value per shape: what is derived from it outlives a step."""
+    return Context(n, T, None, (0,) * n, device)

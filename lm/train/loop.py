@@ -40,15 +40,15 @@ class Hook:
 class Totals:
     """Sums over the micro-batches of one step (or one validation set), on this process until reduced."""
 
-    nll: float = 0.0
+    nll: Tensor | float = 0.0
     targets: int = 0
-    losses: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    losses: dict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
     stats: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def add(self, loss: Tensor, aux: dict[str, Tensor], stats: dict[int, dict[str, Tensor]], n: int) -> None:
         """Count one forward with mean loss `loss` over `n` targets."""
-        extra = {name: value.item() for name, value in aux.items()}
-        self.nll += (loss.item() - sum(extra.values())) * n
+        extra = {name: value.detach().double() for name, value in aux.items()}
+        self.nll += (loss.detach().double() - sum(extra.values())) * n
         self.targets += n
         for name, value in extra.items():
             self.losses[name] += value * n
@@ -58,17 +58,18 @@ class Totals:
                 mine[name] = mine[name] + value if name in mine else value
 
     def reduce(self, engine: Engine) -> "Totals":
-        """The sums over all processes."""
+        """The sums over all processes, the first that the host gets to see of them."""
         names = sorted(self.losses)
-        flat = torch.tensor([self.nll, self.targets, *(self.losses[n] for n in names)], dtype=torch.float64)
-        nll, targets, *losses = engine.all_reduce(flat.to(engine.device)).tolist()
+        sums = (self.nll, self.targets, *(self.losses[name] for name in names))
+        flat = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=engine.device) for x in sums])
+        nll, targets, *losses = engine.all_reduce(flat).tolist()
         stats = {i: {k: engine.all_reduce(v) for k, v in s.items()} for i, s in self.stats.items()}
         return Totals(nll, int(targets), dict(zip(names, losses, strict=True)), stats)
 
     def means(self) -> dict[str, float]:
         """Mean negative log likelihood and auxiliary losses per target."""
         n = max(self.targets, 1)
-        return {"loss": self.nll / n, **{name: value / n for name, value in self.losses.items()}}
+        return {"loss": float(self.nll) / n, **{name: float(value) / n for name, value in self.losses.items()}}
 
 
 class Trainer:
@@ -136,8 +137,8 @@ class Trainer:
         self.telemetry.train_step(self.step, record, tokens, time.perf_counter() - started, waited)
 
     def _forward(self, batch: Batch) -> Any:
-        ids, cu_seqlens = batch.input_ids.to(self.engine.device), batch.cu_seqlens.to(self.engine.device)
-        return self.engine.forward(input_ids=ids, labels=ids, cu_seqlens=cu_seqlens, logits=False)
+        ids = batch.input_ids.to(self.engine.device)
+        return self.engine.forward(input_ids=ids, labels=ids, sequences=batch.sequences, logits=False)
 
     def _notify_mixers(self, stats: dict[int, dict[str, Tensor]]) -> dict[str, float]:
         """Let mixers update their buffers from the step's statistics; returns their telemetry."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hybridlm.lm.mixers import Mixed, Mixer
 from hybridlm.lm.mixers.options import MixerConfig
 from hybridlm.lm.model.decoder import HybridLM
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.lm.parts.state import LayerState
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class LeakyMemory(Mixer):
         self.o_proj = nn.Linear(model.d_model, model.d_model, bias=False)
         self.log_rate = nn.Parameter(torch.full((1,), -4.0))
 
-    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None) -> Mixed:
+    def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         v = self.values(x, sequences)
         h = self.start(v, sequences, state)  # [N, D]
         with torch.autocast(x.device.type, enabled=False):
@@ -41,17 +41,17 @@ class LeakyMemory(Mixer):
             self.remember(state, sequences, torch.stack([end for _, end in results]).detach())
         return Mixed(self.o_proj(y))
 
-    def values(self, x: Tensor, sequences: Sequences) -> Tensor:
+    def values(self, x: Tensor, sequences: Context) -> Tensor:
         """[B, T, D]."""
         return self.v_proj(x)
 
-    def start(self, v: Tensor, sequences: Sequences, state: LayerState | None) -> Tensor:
+    def start(self, v: Tensor, sequences: Context, state: LayerState | None) -> Tensor:
         """The memory before this call [N, D]."""
         if state is not None:
             return state["h"]
         return v.new_zeros(len(sequences), self.d_model, dtype=torch.promote_types(v.dtype, torch.float32))
 
-    def rows(self, v: Tensor, sequences: Sequences) -> tuple[Tensor, ...]:
+    def rows(self, v: Tensor, sequences: Context) -> tuple[Tensor, ...]:
         """One [length, D] per sequence."""
         return v[0].split(list(sequences.lengths)) if sequences.packed else v.unbind(0)
 
@@ -66,7 +66,7 @@ class LeakyMemory(Mixer):
         y = decay.to(h.dtype) @ v.to(h.dtype) + (-self.rate() * (t + 1)[:, None]).exp() * h
         return y, y[-1] if len(v) else h
 
-    def remember(self, state: LayerState, sequences: Sequences, h: Tensor) -> None:
+    def remember(self, state: LayerState, sequences: Context, h: Tensor) -> None:
         state.update(h=h)
 
     def new_state(self, n: int, dtype: torch.dtype, device: torch.device) -> LayerState:
@@ -143,7 +143,7 @@ class DividesByLength(LeakyMemory):
 class ForgetsSteps(LeakyMemory):
     """Single tokens are answered but not remembered."""
 
-    def remember(self, state: LayerState, sequences: Sequences, h: Tensor) -> None:
+    def remember(self, state: LayerState, sequences: Context, h: Tensor) -> None:
         if sequences.lengths[0] > 1:
             state.update(h=h)
 
@@ -151,17 +151,17 @@ class ForgetsSteps(LeakyMemory):
 class StartsAfresh(LeakyMemory):
     """Every call with more than one token starts from nothing."""
 
-    def start(self, v: Tensor, sequences: Sequences, state: LayerState | None) -> Tensor:
+    def start(self, v: Tensor, sequences: Context, state: LayerState | None) -> Tensor:
         return super().start(v, sequences, state if max(sequences.lengths) == 1 else None)
 
 
 class RemembersAside(LeakyMemory):
     """The true memory lies on the mixer, where neither save nor select can see it."""
 
-    def remember(self, state: LayerState, sequences: Sequences, h: Tensor) -> None:
+    def remember(self, state: LayerState, sequences: Context, h: Tensor) -> None:
         self.aside = h
 
-    def start(self, v: Tensor, sequences: Sequences, state: LayerState | None) -> Tensor:
+    def start(self, v: Tensor, sequences: Context, state: LayerState | None) -> Tensor:
         fresh = super().start(v, sequences, state)
         return fresh if sequences.fresh else self.aside[: len(fresh)]
 
@@ -172,14 +172,14 @@ class RemembersAside(LeakyMemory):
 class JoinsDocuments(LeakyMemory):
     """Packed documents are one sequence."""
 
-    def rows(self, v: Tensor, sequences: Sequences) -> tuple[Tensor, ...]:
+    def rows(self, v: Tensor, sequences: Context) -> tuple[Tensor, ...]:
         return v.unbind(0)
 
 
 class ConvolvesAcrossDocuments(LeakyMemory):
     """The memory resets, but a width-2 convolution before it does not."""
 
-    def values(self, x: Tensor, sequences: Sequences) -> Tensor:
+    def values(self, x: Tensor, sequences: Context) -> Tensor:
         v = super().values(x, sequences)
         return v + torch.cat((torch.zeros_like(v[:, :1]), v[:, :-1]), 1)
 
@@ -200,7 +200,7 @@ class PredictsAcrossDocuments(HybridLM):
 class CountsRows(LeakyMemory):
     """Positions are those of the row, padding and neighbours included."""
 
-    def values(self, x: Tensor, sequences: Sequences) -> Tensor:
+    def values(self, x: Tensor, sequences: Context) -> Tensor:
         return super().values(x, sequences) * torch.arange(x.shape[1])[:, None].cos()
 
 
@@ -217,7 +217,7 @@ class IgnoresTheMask(HybridLM):
 class CentresOverTheBatch(LeakyMemory):
     """Subtracts the mean over the rows, causal but a batch statistic."""
 
-    def values(self, x: Tensor, sequences: Sequences) -> Tensor:
+    def values(self, x: Tensor, sequences: Context) -> Tensor:
         v = super().values(x, sequences)
         return v - 0.5 * v.mean(0, keepdim=True)
 
@@ -285,7 +285,7 @@ class CountsOneDtype(LeakyMemory):
 class ClaimsConstant(LeakyMemory):
     """Keeps every value and calls that constant."""
 
-    def remember(self, state: LayerState, sequences: Sequences, h: Tensor) -> None:
+    def remember(self, state: LayerState, sequences: Context, h: Tensor) -> None:
         past = state["all"] if "all" in state.tensors() else h[:, None, :0].new_zeros(len(h), 0, self.d_model)
         new = h[:, None].expand(-1, sequences.lengths[0], -1)
         state.update(h=h, all=torch.cat((past, new), 1))
@@ -321,7 +321,7 @@ class RoundsItsSharedRates(LeakyMemory):
     def shared(cls, layers: list[MixerConfig], model: "BaseModelConfig") -> Rates:
         return Rates(model.n_layers)
 
-    def forward(self, x: Tensor, sequences: Sequences, state: LayerState | None = None, *rate: Tensor) -> Mixed:
+    def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None, *rate: Tensor) -> Mixed:
         mixed = super().forward(x, sequences, state)
         return mixed._replace(y=mixed.y * rate[0].exp())
 

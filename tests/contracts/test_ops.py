@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridlm.kernels import available_backends, backend, operators
 from hybridlm.lm.mixers import MIXERS
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.tests.contracts.harness import (
     FORWARD,
     GRADIENT,
@@ -104,13 +104,13 @@ def test_reference_gradients_are_the_numerical_ones(mixer, monkeypatch):
     x = torch.randn(1, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     past = module.new_state(3, torch.float64, CPU)
     with torch.no_grad():
-        module(x, Sequences((3, 1, 4), (0, 0, 0), True, CPU), past)
+        module(x, Context.documents_after((3, 1, 4), None, CPU), past)
 
     def mixed(x: Tensor, *parameters: Tensor) -> Tensor:
         state = module.new_state(3, torch.float64, CPU)
         state.load(past.tensors())
         named = dict(zip(dict(module.named_parameters()), parameters, strict=True))
-        sequences = Sequences((1, 5, 2), (3, 1, 4), True, CPU)
+        sequences = Context.documents_after((1, 5, 2), (3, 1, 4), CPU)
         return torch.func.functional_call(module, named, (x, sequences, state)).y
 
     assert torch.autograd.gradcheck(mixed, (x.requires_grad_(), *module.parameters()), fast_mode=True)

@@ -59,8 +59,8 @@ def test_resuming_equals_going_on_even_with_other_ranks(two):
 def test_segments_start_at_rows_and_documents(two, tokenizer):
     loader = make(two)
     for batch in loader.next_step() + loader.next_step():
-        ids, bounds = batch.input_ids[0], batch.cu_seqlens
-        assert batch.input_ids.dtype == batch.cu_seqlens.dtype == torch.int64
+        ids, bounds = batch.input_ids[0], torch.tensor(batch.sequences.bounds)
+        assert batch.input_ids.dtype == torch.int64
         assert batch.input_ids.shape == (1, 64) and bounds[0] == 0 and bounds[-1] == 64
         assert (bounds.diff() > 0).all()
         wanted = {0, 32, 64} | set((ids == tokenizer.bos_id).nonzero().flatten().tolist())
@@ -115,7 +115,7 @@ def test_a_state_of_other_data_is_refused(two):
 
 
 def targets_of(batch) -> list[int]:
-    first = set(batch.cu_seqlens[:-1].tolist())
+    first = set(batch.sequences.bounds[:-1])
     return [token for at, token in enumerate(batch.input_ids[0].tolist()) if at not in first]
 
 
@@ -129,14 +129,14 @@ def test_validation_asks_for_every_token_but_the_first_of_documents_once(make_pa
         wanted += [token for at, token in enumerate(tokens.tolist()) if at not in first]
     assert [token for batch in batches for token in targets_of(batch)] == wanted
     assert sum(batch.n_targets for batch in batches) == len(wanted)
-    assert all((batch.cu_seqlens.diff() > 0).all() for batch in batches)
-    assert max(int(batch.cu_seqlens.diff().max()) for batch in batches) <= context + 1
+    assert all(min(batch.sequences.lengths) > 0 for batch in batches)
+    assert max(batch.sequences.longest for batch in batches) <= context + 1
 
 
 def test_validation_context_is_the_document_alone(make_pack, tokenizer):
     dataset = make_pack(n=20)
     for batch in valid_batches([dataset], context=50, micro_batch=4):
-        inside = np.setdiff1d(np.arange(batch.input_ids.shape[1]), batch.cu_seqlens.numpy())
+        inside = np.setdiff1d(np.arange(batch.input_ids.shape[1]), batch.sequences.bounds)
         assert tokenizer.bos_id not in batch.input_ids[0, inside]
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.lm.mixers import MIXERS, Mixer
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.lm.parts.norm import RMSNorm
 from hybridlm.lm.parts.rope import cos_sin, inverse_frequencies, rotate
 from hybridlm.lm.parts.rope_config import RopeConfig
@@ -33,8 +33,8 @@ def inputs(B: int, T: int, seed: int = 1, d_model: int = D) -> Tensor:
     return torch.randn(B, T, d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def dense(x: Tensor) -> Sequences:
-    return Sequences.dense(x.shape[0], x.shape[1], None, CPU)
+def dense(x: Tensor) -> Context:
+    return Context.dense(x.shape[0], x.shape[1], None, CPU)
 
 
 def rms(o: Tensor, norm: RMSNorm) -> Tensor:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hybridlm.kernels.shared.sequences import Sequences
 from hybridlm.kernels.softmax_attention import causal_attention
 from hybridlm.lm.parts.rope import cos_sin, inverse_frequencies, rotate
 from hybridlm.lm.parts.rope_config import RopeConfig
@@ -38,14 +39,14 @@ def test_attention_is_its_definition(lengths, heads, window):
     rng = torch.Generator().manual_seed(0)
     H, H_kv = heads
     q, k, v = (torch.randn(1, sum(lengths), n, 5, generator=rng, dtype=torch.float64) for n in (H, H_kv, H_kv))
-    found = causal_attention(q, k, v, window=window, lengths=tuple(lengths))
+    found = causal_attention(q, k, v, sequences=Sequences.documents(lengths), window=window)
     assert_close(found, oracle(q, k, v, window, lengths), 1e-12)
 
 
 @pytest.mark.parametrize("window", [1, 5, 16, 40])
 def test_windowed_rows_equal_the_packed_ones(window):
     q, k, v = torch.randn(3, 2, 33, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(0)
-    found = causal_attention(q, k, v, window=window)
+    found = causal_attention(q, k, v, sequences=Sequences(*q.shape[:2]), window=window)
     for row in range(2):
         one = slice(row, row + 1)
         assert_close(found[one], oracle(q[one], k[one], v[one], window, [33]), 1e-12)

@@ -132,17 +132,17 @@ def test_losses_of_mixers_are_summed_by_name_and_added(monkeypatch):
         (
             tokens(2, 6),
             {"cu_seqlens": torch.tensor([0, 6])},
-            "cu_seqlens: packed documents lie in one row, got a batch of 2; flatten input_ids to [1, B * T]",
+            "cu_seqlens packs documents along T, so B must be 1, not 2; reshape to [1, B*T, ...]",
         ),
         (
             tokens(1, 6),
             {"cu_seqlens": torch.tensor([0, 5])},
-            "cu_seqlens: bounds must rise from 0 to T=6, got [0, 5]",
+            "cu_seqlens is [0, 5] of shape [2]; allowed: offsets that start at 0, never decrease and end at T=6",
         ),
         (
             tokens(1, 6),
             {"cu_seqlens": torch.tensor([0, 4, 3, 6])},
-            "cu_seqlens: bounds must rise from 0 to T=6, got [0, 4, 3, 6]",
+            "cu_seqlens is [0, 4, 3, 6] of shape [4]; allowed: offsets that start at 0, never decrease and end at T=6",
         ),
         (
             tokens(2, 6),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.lm.recipe.train import OptimConfig
 from hybridlm.lm.train.optim import build_optimizer
 from hybridlm.tests.model.helpers import build, small, tokens
@@ -69,7 +69,7 @@ def test_without_values_nothing_comes_out():
     lm = model()
     for mixer in lm.mixers():
         torch.nn.init.zeros_(mixer.v_proj.weight)
-        assert mixer(torch.randn(1, 5, lm.config.d_model), Sequences.dense(1, 5, None, lm.device)).y.abs().max() == 0
+        assert mixer(torch.randn(1, 5, lm.config.d_model), Context.dense(1, 5, None, lm.device)).y.abs().max() == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hybridlm.lm.mixers.gated_conv import GatedConv
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.tests.oracles import assert_close
 
@@ -23,7 +23,7 @@ def test_equals_a_gated_conv1d(conv_size):
         conv.bias.copy_(mixer.conv_bias)
         convolved = conv(x.transpose(1, 2))[..., :9].transpose(1, 2)
         expected = convolved * (x @ mixer.gate_proj.weight.T + mixer.gate_bias) + x
-        found = mixer(x, Sequences.dense(3, 9, None, x.device)).y
+        found = mixer(x, Context.dense(3, 9, None, x.device)).y
     assert_close(found, expected, 1e-6, "y")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybridlm.lm.mixers import Mixer
 from hybridlm.lm.mixers.recurrent import RecurrentMixer
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.lm.parts.rope import rotation
 from hybridlm.lm.parts.rope_config import RopeConfig
 from hybridlm.tests.model import linear_mixers as oracle
@@ -56,7 +56,7 @@ def test_a_lower_bound_is_its_equation(name):
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any))
 def test_packed_documents_are_computed_alone(name, lengths):
     m, x = mixer(name), inputs(1, sum(lengths))
-    packed = Sequences(tuple(lengths), (0,) * len(lengths), True, CPU)
+    packed = Context.documents_after(lengths, None, CPU)
     expected = torch.cat([ORACLES[name](m, part) for part in x[0].split(lengths) if len(part)])
     assert_close(m(x, packed).y[0], expected, 1e-6)
 
@@ -80,13 +80,13 @@ def test_single_tokens_update_the_state_in_place_unless_gradients_are_asked_for(
     m, x = mixer(name), inputs(2, 3)
     state = m.new_state(2, torch.float64, CPU)
     before = {key: tensor.data_ptr() for key, tensor in state.tensors().items()}
-    one = Sequences.dense(2, 1, None, CPU)
+    one = Context.dense(2, 1, None, CPU)
     with torch.no_grad():
-        steps = [m(x[:, :1], one, state).y, m(x[:, 1:2], Sequences.dense(2, 1, [1, 1], CPU), state).y]
+        steps = [m(x[:, :1], one, state).y, m(x[:, 1:2], Context.dense(2, 1, [1, 1], CPU), state).y]
     assert {key: tensor.data_ptr() for key, tensor in state.tensors().items()} == before
     kept = {key: tensor.clone() for key, tensor in state.tensors().items()}
     held = state.tensors()
-    steps.append(m(x[:, 2:], Sequences.dense(2, 1, [2, 2], CPU), state).y)
+    steps.append(m(x[:, 2:], Context.dense(2, 1, [2, 2], CPU), state).y)
     assert steps[-1].requires_grad and all(torch.equal(held[key], kept[key]) for key in held)
     assert_close(torch.cat(steps, 1), m(x, dense(x)).y, 1e-6)
 
@@ -204,7 +204,7 @@ def test_half_lives_of_retnet_s_heads():
 
 def test_shifted_positions_change_no_retention():
     m, x = mixer("retnet"), inputs(1, 30)
-    late = Sequences((30,), (1000,), False, CPU)
+    late = Context.dense(1, 30, [1000], CPU)
     assert_close(m(x, late).y, m(x, dense(x)).y, 1e-4)  # angles of 1000 radians are float32
     cos, sin = rotation(RopeConfig(), 8, late.positions)
     assert cos.shape == sin.shape == (1, 30, 1, 4)

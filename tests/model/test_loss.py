@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.lm.model import loss
 from hybridlm.lm.model.loss import IGNORE, full_cross_entropy, linear_cross_entropy, shift_labels
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
 
@@ -123,9 +123,9 @@ def test_bfloat16_sums_are_float32():
 
 def test_labels_shift_within_sequences():
     labels = torch.arange(10)[None]
-    packed = Sequences.from_cu_seqlens(torch.tensor([0, 1, 1, 4, 10]), None)
+    packed = Context.documents_after((1, 0, 3, 6), None, CPU)
     assert shift_labels(labels, packed)[0].tolist() == [IGNORE, 2, 3, IGNORE, 5, 6, 7, 8, 9, IGNORE]
-    dense = Sequences.dense(2, 5, None, CPU)
+    dense = Context.dense(2, 5, None, CPU)
     expected = [[1, 2, 3, 4, IGNORE], [6, 7, 8, 9, IGNORE]]
     assert shift_labels(labels.view(2, 5), dense).tolist() == expected
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.parts.norm import RMSNorm
 from hybridlm.lm.parts.rope import inverse_frequencies, rotate, rotation
@@ -36,7 +36,7 @@ def test_an_open_gate_is_none_and_a_shut_one_lets_nothing_through():
 
 
 def run(mixers, x):
-    return [mixer(x, Sequences.dense(*x.shape[:2], None, x.device)).y for mixer in mixers]
+    return [mixer(x, Context.dense(*x.shape[:2], None, x.device)).y for mixer in mixers]
 
 
 def test_gates_count_as_parameters_and_flops():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....kernels.softmax_attention import causal_attention, masked_attention
-from ...parts.context import Sequences
+from ...parts.context import Context
 from ...parts.norm import RMSNorm
 from ...parts.rope import rotate, rotation
 from ...parts.shape import ModelShape
@@ -50,12 +50,11 @@ class Attention(Mixer):
             self.q_norm = RMSNorm(self.head_dim if head else q, shape.norm_eps, shape.zero_centered_norms)
             self.k_norm = RMSNorm(self.head_dim if head else kv, shape.norm_eps, shape.zero_centered_norms)
 
-    def forward(self, x: Tensor, sequences: Sequences, state: KVState | None = None) -> Mixed:
+    def forward(self, x: Tensor, sequences: Context, state: KVState | None = None) -> Mixed:
         q, k, v, gate = self._project(x, sequences)
         if state is None or sequences.fresh:
-            lengths = sequences.lengths if sequences.packed else None
             dropout = self.options.dropout if self.training else 0.0
-            o = causal_attention(q, k, v, window=self.window, lengths=lengths, dropout=dropout)
+            o = causal_attention(q, k, v, sequences=sequences, window=self.window, dropout=dropout)
             if state is not None:
                 self._remember(state, sequences, k, v)
         else:
@@ -63,7 +62,7 @@ class Attention(Mixer):
         o = o.flatten(2)
         return Mixed(self.o_proj(o if gate is None else o * gate.sigmoid()))
 
-    def _project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _project(self, x: Tensor, sequences: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """x [B, T, D] -> q [B, T, H, head_dim] and k, v [B, T, H_kv, head_dim], normalised and rotated, and the gate
         [B, T, H head_dim] before its sigmoid, if there is one.
         """
@@ -93,7 +92,7 @@ class Attention(Mixer):
         q, gate = (y.flatten(2) for y in q_gate.unflatten(-1, (self.n_heads, 2, self.head_dim)).unbind(-2))
         return q, k, v, gate
 
-    def _continue(self, state: KVState, sequences: Sequences, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _continue(self, state: KVState, sequences: Context, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from new tokens to remembered and new keys, then remember the new ones."""
         past = torch.tensor(sequences.past, device=q.device)
         remembered = state.slot_positions(past)  # [N, S]
@@ -110,10 +109,11 @@ class Attention(Mixer):
         self._remember(state, sequences, k, v)
         return o[new >= 0][None] if sequences.packed else o
 
-    def _remember(self, state: KVState, sequences: Sequences, k: Tensor, v: Tensor) -> None:
+    def _remember(self, state: KVState, sequences: Context, k: Tensor, v: Tensor) -> None:
         lengths = torch.tensor(sequences.lengths, device=k.device)
         rows = torch.repeat_interleave(torch.arange(len(sequences), device=k.device), lengths)
-        positions, k, v = sequences.positions.flatten(), k.flatten(0, 1), v.flatten(0, 1)
+        positions = sequences.positions.expand(sequences.batch, -1).flatten()
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
         if self.window is not None:  # only the last `window` tokens of each sequence still have a slot
             end = lengths + torch.tensor(sequences.past, device=k.device)
             live = positions >= end[rows] - self.window
@@ -136,10 +136,10 @@ class Attention(Mixer):
         return 2 * slots * self.n_kv_heads * self.head_dim * dtype.itemsize
 
 
-def _rows(sequences: Sequences, *packed: Tensor) -> tuple[Tensor, ...]:
+def _rows(sequences: Context, *packed: Tensor) -> tuple[Tensor, ...]:
     """Each [1, sum of lengths, ...] laid out as right-padded rows [N, T_max, ...], and the rows' positions."""
     if not sequences.packed:
-        return (*packed, sequences.positions)
+        return (*packed, sequences.positions.expand(len(sequences), -1))
     lengths = torch.tensor(sequences.lengths, device=packed[0].device)
     filled = torch.arange(max(sequences.lengths), device=lengths.device) < lengths[:, None]  # [N, T_max]
     rows = []

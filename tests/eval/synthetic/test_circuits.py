@@ -14,7 +14,7 @@ from hybridlm.eval.synthetic.circuits import (
     reuse_between,
     reuse_score,
 )
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.tests.eval.synthetic.definitions import certain, rows
 from hybridlm.tests.model.helpers import build
 
@@ -136,7 +136,7 @@ def test_ablation_puts_the_mean_over_examples_in_place_of_a_mixer(model):
     with torch.no_grad():
         x = model.embed(examples.inputs)
         for i, block in enumerate(model.layers()):
-            y = block.mixer(block.mixer_norm(x), Sequences.dense(16, task.length, None, examples.inputs.device)).y
+            y = block.mixer(block.mixer_norm(x), Context.dense(16, task.length, None, examples.inputs.device)).y
             x = x + (y.mean(0, keepdim=True) if i == 2 else y)
             x = x + block.ffn(block.ffn_norm(x))
         ablated = task.scores(model.head(model.norm(x))[:, -1], examples)["logit_difference"].mean()

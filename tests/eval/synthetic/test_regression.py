@@ -13,7 +13,7 @@ from hybridlm.eval.synthetic.recipe import SyntheticRecipe
 from hybridlm.eval.synthetic.regression import Problem, Regression, debiased, descent, draw, ridge, two_heads
 from hybridlm.eval.synthetic.train import build, train
 from hybridlm.lm.mixers.attention.attention import Attention
-from hybridlm.lm.parts.context import Sequences
+from hybridlm.lm.parts.context import Context
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.tests.eval.synthetic.checks import check_fresh_process, digest
@@ -109,7 +109,7 @@ def test_an_attention_layer_with_weights_set_by_hand_computes_two_heads():
     tokens = torch.zeros(20, pairs + 1, 8, dtype=torch.float64)
     tokens[:, :-1, :dim], tokens[:, :-1, dim] = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
     tokens[:, -1, :dim] = torch.from_numpy(problem.query)
-    found = layer(tokens, Sequences.dense(20, pairs + 1, None, tokens.device)).y[:, -1, 0].detach().numpy()
+    found = layer(tokens, Context.dense(20, pairs + 1, None, tokens.device)).y[:, -1, 0].detach().numpy()
     seen = Problem(  # a causal layer's query attends to itself as well, whose label is 0
         np.concatenate((problem.x, problem.query[:, None]), 1),
         np.concatenate((problem.y, np.zeros((20, 1))), 1),
