@@ -45,6 +45,20 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, dropout: 
     return _sdpa(q, k, v, attn_mask=allowed[:, None], dropout_p=dropout)
 
 
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Softmax attention over all keys or those `allowed` [N or 1, T, S]. q: [N, T, H, D]; k, v: [N, S, H_kv, D].
+
+    For a single query the heads of a group stand in as its queries: keys are read as they lie, once for the group.
+    """
+    N, T, H, D = q.shape
+    mask = None if allowed is None else allowed[:, None]
+    if T > 1:
+        return _sdpa(q, k, v, attn_mask=mask)
+    grouped = q.view(N, k.shape[2], -1, D)  # [N, H_kv, H / H_kv, D]
+    o = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    return o.reshape(N, 1, H, D)
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **how).transpose(1, 2)

@@ -290,7 +290,7 @@ def _carried(model: "HybridLM", cache: Cache) -> Cache:
         layer if mixer.constant_state else mixer.new_state(n, dtype, model.device)
         for layer, mixer in zip(cache.layers, model.mixers(), strict=True)
     ]
-    return Cache(layers, n)
+    return cache.handed_on(layers, [0] * n)
 
 
 def _buckets(cost: Tensor, place: Tensor, width: int, longest: int) -> list[Bucket]:

@@ -33,11 +33,13 @@ from torch import Tensor, nn
 from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
 from ..parts.context import Context
 from ..parts.norm import RMSNorm
-from ..parts.rope import rotate, rotation
+from ..parts.rope import rotate, tables
 from ..parts.rope_config import RopeConfig
 from ..parts.state import LayerState
 from .base import Mixed
 from .recurrent import RecurrentMixer
+
+ROPE = RopeConfig()
 
 
 class RetNet(RecurrentMixer):
@@ -60,7 +62,7 @@ class RetNet(RecurrentMixer):
         keys = self.n_heads * self.head_dim
         qkv = self.qkv_proj(x).split([keys, keys, self.n_heads * self.v_head_dim], -1)
         q, k, v = (y.unflatten(-1, (self.n_heads, -1)) for y in qkv)  # [B, T, H, ...]
-        cos, sin = rotation(RopeConfig(), self.head_dim, sequences.positions)
+        cos, sin = tables(ROPE, self.head_dim, sequences, torch.float32)
         o = self.recur(
             gated_linear_attention,
             gated_linear_attention_step,

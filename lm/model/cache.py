@@ -1,5 +1,7 @@
-"""Decoding state: named tensors per layer, one row per sequence, with exact sizes and a file format."""
+"""The decoding state of a whole model: one state per layer and each sequence's length, with exact sizes and a file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -13,24 +15,54 @@ if TYPE_CHECKING:
 
 
 class Cache:
-    """The decoding state of a whole model for N sequences: one `LayerState` per layer and each sequence's length."""
+    """What a model remembers of N sequences. A call that continues it changes it; `clone` first to keep what it was.
+
+    Two caches never share layers: the one that did not make the last call is stale, and so is one whose last call
+    failed half way. Both are refused.
+    """
 
     def __init__(self, layers: list[LayerState], n: int):
         self.layers = layers
         self.lengths = [0] * n
+        self._calls = 0
 
-    def advance(self, lengths: tuple[int, ...]) -> None:
-        """Count the tokens that every layer has just seen."""
+    @contextmanager
+    def continuing(self, lengths: tuple[int, ...]) -> Iterator[list[LayerState]]:
+        """Around the call in which every layer sees `lengths` more tokens of each sequence. Raises ValueError."""
+        if any(layer.calls not in (0, self._calls) for layer in self.layers):
+            raise ValueError(
+                "cache: is stale, its layers were continued through another cache or by a call that failed; continue "
+                "Output.cache of the last call, or take cache.clone() before it"
+            )
+        for layer in self.layers:
+            layer.calls = self._calls + 1
+        yield self.layers
+        self._calls += 1
         self.lengths = [past + new for past, new in zip(self.lengths, lengths, strict=True)]
 
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
 
+    def clone(self) -> "Cache":
+        """A cache of its own with the same content."""
+        return self._of([layer.clone() for layer in self.layers], self.lengths)
+
     def select(self, rows: list[int]) -> "Cache":
         """A copy that keeps, repeats or reorders sequences: beams, or many continuations of one prefix."""
-        copy = Cache([_copy(layer, rows) for layer in self.layers], len(rows))
-        copy.lengths = [self.lengths[row] for row in rows]
+        return self._of([layer.rows(rows) for layer in self.layers], [self.lengths[row] for row in rows])
+
+    def handed_on(self, layers: list[LayerState], lengths: list[int]) -> "Cache":
+        """A cache of these layers, some of them this one's, which is stale from now on."""
+        heir = self._of(layers, lengths)
+        heir._calls = self._calls + 1
+        for layer in layers:
+            layer.calls = heir._calls
+        return heir
+
+    def _of(self, layers: list[LayerState], lengths: list[int]) -> "Cache":
+        copy = Cache(layers, len(lengths))
+        copy.lengths = list(lengths)
         return copy
 
     def save(self, path: str | Path) -> None:
@@ -52,10 +84,3 @@ class Cache:
             mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             layer.load({name: t.to(model.device) for name, t in mine.items()})
         return cache
-
-
-def _copy(layer: LayerState, rows: list[int]) -> LayerState:
-    twin = object.__new__(type(layer))
-    twin.__dict__.update(layer.__dict__)
-    twin.load({name: t[rows] for name, t in layer.tensors().items()})
-    return twin

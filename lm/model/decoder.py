@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -154,16 +155,15 @@ class HybridLM(nn.Module):
         losses: dict[str, Tensor] = {}
         stats: dict[int, dict[str, Tensor]] = {}
         shared = {kind: module() for kind, module in self.shared.items()}
-        for i, block in enumerate(self.layers()):
-            own = (shared[block.kind][i],) if block.kind in shared else ()
-            mixed = block(x, sequences, cache.layers[i] if cache else None, *own)
-            x = mixed.y
-            for name, loss in mixed.losses.items():
-                losses[name] = losses[name] + loss if name in losses else loss
-            if mixed.stats:
-                stats[i] = mixed.stats
-        if cache:
-            cache.advance(sequences.lengths)
+        with cache.continuing(sequences.lengths) if cache else nullcontext([None] * len(self.blocks)) as states:
+            for i, (block, state) in enumerate(zip(self.layers(), states, strict=True)):
+                own = (shared[block.kind][i],) if block.kind in shared else ()
+                mixed = block(x, sequences, state, *own)
+                x = mixed.y
+                for name, loss in mixed.losses.items():
+                    losses[name] = losses[name] + loss if name in losses else loss
+                if mixed.stats:
+                    stats[i] = mixed.stats
         x = self.norm(x)
         scores = self.head(x) if logits else None
         loss = None

@@ -50,12 +50,17 @@ class Context(Sequences):
         [1, T] where all rows are at the same one."""
         with torch.inference_mode(False):
             if not self.packed:
-                past = torch.tensor(self.past[:1] if len(set(self.past)) == 1 else self.past, device=self.device)
+                past = torch.tensor(self.past if self.same_past is None else self.past[:1], device=self.device)
                 return past[:, None] + torch.arange(self.tokens, device=self.device)
             offset = [before - start for before, start in zip(self.past, self.starts, strict=False)]
             repeats = torch.tensor(self.lengths)
             own = torch.repeat_interleave(torch.tensor(offset), repeats) + torch.arange(self.tokens)
             return own[None].to(self.device)
+
+    @cached_property
+    def same_past(self) -> int | None:
+        """The past of all rows where it is the same, None where it is not, or sequences are packed."""
+        return self.past[0] if not self.packed and len(set(self.past)) == 1 else None
 
     @cached_property
     def single(self) -> bool:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from .context import Context
 from .rope_config import RopeConfig
 
 
@@ -53,6 +54,15 @@ def cos_sin(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin [B, T, 1, D / 2] of positions [B, T]."""
     angles = (positions.to(frequencies.dtype)[..., None] * frequencies)[:, :, None]
     return angles.cos(), angles.sin()
+
+
+def tables(config: RopeConfig, head_dim: int, sequences: Context, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`rotation` at the positions of these sequences, made once for all layers."""
+    return sequences.once(_tables, config, head_dim, dtype)
+
+
+def _tables(sequences: Context, config: RopeConfig, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return rotation(config, head_dim, sequences.positions, dtype)
 
 
 def rotation(

@@ -3,13 +3,15 @@
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from .strict import Strict
 
 
 class RopeConfig(Strict):
     """theta_i = theta^(-2i/d). `linear` divides all frequencies by `factor`, `llama3` and `yarn` only the slow ones."""
+
+    model_config = ConfigDict(frozen=True)  # tables are kept by it
 
     theta: float = Field(default=10000.0, gt=0)
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of a head's channels that turn: its first ones")

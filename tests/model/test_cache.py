@@ -1,57 +1,60 @@
 """The decoding state: sizes, growth, rings, copies, files."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from hybridlm.lm.mixers.attention.state import KVState
+from hybridlm.lm.mixers.attention.visible import Causal, Window
 from hybridlm.lm.model import Cache
+from hybridlm.lm.parts.context import Context
+from hybridlm.lm.parts.state import LayerState
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
 
+CPU = torch.device("cpu")
+
 
 def kv_state(n: int, window: int | None = None) -> KVState:
-    return KVState(torch.empty(n, 0, 1, 1), torch.empty(n, 0, 1, 1), window)
+    return KVState.empty(n, 1, 1, window, torch.float32, CPU)
 
 
-def write(state: KVState, rows: Tensor, positions: Tensor) -> None:
+def see(state: KVState, visible: Causal, sequences: Context) -> None:
     """Stores each token's own position as its key and minus that as its value."""
-    k = positions[:, None, None].float()
-    state.write(rows, positions, k, -k)
+    k = sequences.positions.expand(sequences.batch, -1)[..., None, None].float()
+    visible.remember(state, k, -k, sequences)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     pieces=st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=8),
     window=st.sampled_from([None, 1, 4, 5]),
+    packed=st.booleans(),
 )
-def test_every_live_token_lies_where_its_position_says(pieces, window):
-    state, seen = kv_state(3, window), torch.zeros(3, dtype=torch.long)
+def test_every_live_token_lies_where_its_position_says(pieces, window, packed):
+    visible, state, seen = Window(window) if window else Causal(), kv_state(3, window), [0, 0, 0]
     for lengths in pieces:
-        for row, n in enumerate(lengths):
-            positions = torch.arange(int(seen[row]), int(seen[row]) + n)[-(window or n or 1) :]
-            write(state, torch.full_like(positions, row), positions)
-        seen += torch.tensor(lengths)
-    slots = state.slot_positions(seen)  # [3, S]
-    for row in range(3):
-        n = int(seen[row])
-        live = range(max(0, n - window) if window else 0, n)
-        assert sorted(p for p in slots[row].tolist() if p >= 0) == list(live)
-        for slot, position in enumerate(slots[row].tolist()):
-            if position >= 0:
-                assert state.tensors()["k"][row, slot, 0, 0] == position
-                assert state.tensors()["v"][row, slot, 0, 0] == -position
+        lengths = lengths if packed else lengths[:1] * 3
+        documents = Context.documents_after(lengths, seen, CPU)
+        see(state, visible, documents if packed else Context.dense(3, lengths[0], seen, CPU))
+        seen = [past + new for past, new in zip(seen, lengths, strict=True)]
+    for row, n in enumerate(seen):
+        for position in range(max(0, n - window) if window else 0, n):
+            slot = position % window if window else position
+            assert state.tensors()["k"][row, slot, 0, 0] == position
+            assert state.tensors()["v"][row, slot, 0, 0] == -position
 
 
-def test_appending_reallocates_a_logarithmic_number_of_times():
+def test_a_step_copies_what_it_adds_and_no_more():
     state, buffers = kv_state(1), set()
     for t in range(1000):
-        write(state, torch.tensor([0]), torch.tensor([t]))
-        buffers.add(state._tensors["k"].data_ptr())
+        see(state, Causal(), Context.dense(1, 1, [t], CPU))
+        buffers.add(state["k"].data_ptr())
         assert state.tensors()["k"].shape[1] == t + 1
-    assert state._tensors["k"].shape[1] == 1024
+    assert state["k"].shape[1] == 1024
     assert len(buffers) <= 11
 
 
@@ -111,3 +114,85 @@ def test_wrong_number_of_rows():
     with pytest.raises(ValueError) as error:
         model(tokens(3, 1), cache=cache)
     assert str(error.value) == "cache: holds 2 sequences but the batch has 3; use cache.select(rows)"
+
+
+def nested() -> LayerState:
+    fast = LayerState(w1=torch.arange(6.0).view(3, 2), w2=torch.ones(3, 4))
+    return LayerState(conv=torch.zeros(3, 5), fast=fast, start=fast.clone())
+
+
+def test_states_nest_by_dotted_names():
+    state = nested()
+    assert list(state.tensors()) == ["conv", "fast.w1", "fast.w2", "start.w1", "start.w2"]
+    assert state.nbytes == sum(t.nbytes for t in state.tensors().values())
+    other = nested()
+    other.load({name: tensor + 1 for name, tensor in state.tensors().items()})
+    assert torch.equal(other.part("fast")["w1"], state.part("fast")["w1"] + 1)
+    with pytest.raises(TypeError, match="state 'fast' is a state of its own"):
+        state["fast"]
+
+
+def test_what_leaves_a_state_stays_what_it_was():
+    state = nested()
+    kept, chosen, twin = state.tensors(), state.rows([2, 0, 2]), state.clone()
+    state["conv"].add_(7)
+    state.part("fast")["w1"].zero_()
+    assert kept["conv"].sum() == twin["conv"].sum() == 0
+    assert torch.equal(twin.part("fast")["w1"], kept["fast.w1"])
+    assert torch.equal(chosen.part("fast")["w1"], kept["fast.w1"][[2, 0, 2]])
+
+
+MIXED = ["gated_deltanet", "attention", {"attention": {"window": 4}}, "gla"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_snapshot_taken_before_a_step_stays_what_it_was(steps):
+    model = build(pattern=MIXED, n_layers=4)
+    cache = model(tokens(2, 9), cache=True).cache
+    snapshot, content = cache.clone(), [layer.tensors() for layer in cache.layers]
+    following = tokens(2, 3, seed=1)
+    expected = model(following, cache=snapshot.clone()).logits
+    for t in range(steps):
+        model(tokens(2, 1, seed=t), cache=cache)
+    for layer, before in zip(snapshot.layers, content, strict=True):
+        assert all(torch.equal(tensor, before[name]) for name, tensor in layer.tensors().items())
+    assert torch.equal(model(following, cache=snapshot).logits, expected)
+
+
+@torch.no_grad()
+def test_a_stale_or_shared_cache_is_refused():
+    model = build(pattern=MIXED, n_layers=4)
+    cache = model(tokens(1, 5), cache=True).cache
+    alias, shared = copy.copy(cache), Cache(list(cache.layers), 1)
+    model(tokens(1, 1), cache=cache)
+    for stale in (alias, shared):
+        with pytest.raises(ValueError, match="cache: is stale"):
+            model(tokens(1, 1), cache=stale)
+    model(tokens(1, 1), cache=cache)  # the one that made the last call goes on
+
+
+@torch.no_grad()
+def test_a_call_that_failed_half_way_leaves_no_state_to_continue(monkeypatch):
+    model = build(pattern=MIXED, n_layers=4)
+    cache = model(tokens(1, 5), cache=True).cache
+    before = cache.clone()
+    monkeypatch.setattr(model.blocks[2], "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(tokens(1, 1), cache=cache)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="by a call that failed"):
+        model(tokens(1, 1), cache=cache)
+    model(tokens(1, 1), cache=before)
+
+
+def test_gradients_flow_through_the_new_keys_of_a_continued_call():
+    model = build(pattern=["attention", {"attention": {"window": 4}}])
+    ids = tokens(1, 9)
+    with torch.no_grad():
+        cache = model(ids[:, :4], cache=True).cache
+    model(ids[:, 4:], cache=cache).logits.square().mean().backward()
+    for block in model.layers():
+        q, k, v = block.mixer.qkv_proj.weight.grad.chunk(3)
+        assert min(part.abs().sum() for part in (q, k, v)) > 0
+    assert not any(tensor.requires_grad for layer in cache.layers for tensor in layer.tensors().values())

@@ -44,7 +44,7 @@ def test_scores_vary_by_one_at_unit_inputs():
     """Of q and k from different projections and inputs of mean square 1; a small init would make all weights alike."""
     mixer = next(model().mixers())
     x = torch.randn(4, 50, mixer.qk_weight.shape[1])
-    q, k, *_ = mixer._qkv(x, [32, 32, 32])
+    q, k, *_ = mixer.projection(mixer, x)
     scores = q.unflatten(-1, (4, 8)).transpose(1, 2) @ k.unflatten(-1, (4, 8)).permute(0, 2, 3, 1) / 8**0.5
     assert 0.7 < scores.std() < 1.4
 
@@ -52,7 +52,7 @@ def test_scores_vary_by_one_at_unit_inputs():
 def test_tied_projections_address_what_is_alike():
     x = torch.nn.functional.normalize(torch.randn(1, 400, 32), dim=-1) * 32**0.5
     mixer = next(build(pattern=["attention"], d_model=32, attention={**FROZEN, "tie_qk": True}).mixers())
-    q, k, *_ = mixer._qkv(x, [32, 32, 32])
+    q, k, *_ = mixer.projection(mixer, x)
     assert torch.equal(q, k)
     product = mixer.qk_weight.T @ mixer.qk_weight / mixer.qk_weight.diagonal().numel() * 32
     assert product.diagonal().mean() > 5 * (product - product.diag().diag()).abs().mean()

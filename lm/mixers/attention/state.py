@@ -1,5 +1,7 @@
 """The KV cache of attention, a ring where there is a window."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ...parts.state import LayerState
 class KVState(LayerState):
     """Keys and values [N, S, n_kv_heads, head_dim], S slots; the token at position p lies in slot p, or p mod `window`.
 
-    Slots are allocated in doubling steps, so appending is cheap on average; `tensors()` shows only those in use.
+    Slots are allocated in doubling steps, so that a step writes its own tokens and copies no others.
     """
 
     def __init__(self, k: Tensor, v: Tensor, window: int | None = None):
@@ -17,39 +19,48 @@ class KVState(LayerState):
         self.window = window
         self.used = k.shape[1]
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: t[:, : self.used] for name, t in self._tensors.items()}
+    @classmethod
+    def empty(
+        cls, n: int, heads: int, head_dim: int, window: int | None, dtype: torch.dtype, device: torch.device
+    ) -> Self:
+        """For n sequences without a token."""
+        k, v = (torch.empty(n, 0, heads, head_dim, dtype=dtype, device=device) for _ in range(2))
+        return cls(k, v, window)
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Views of the keys and values in use [N, used, n_kv_heads, head_dim]."""
+        return self["k"][:, : self.used], self["v"][:, : self.used]
+
+    def write_rows(self, start: int, k: Tensor, v: Tensor) -> None:
+        """Store k, v [N, T, n_kv_heads, head_dim] in the slots from `start` on."""
+        self._reserve(start + k.shape[1])
+        self["k"][:, start : start + k.shape[1]] = k
+        self["v"][:, start : start + k.shape[1]] = v
+
+    def write(self, end: int, rows: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store k, v [M, n_kv_heads, head_dim] in the `slots` [M], all below `end`, of sequences `rows` [M]."""
+        self._reserve(end)
+        self["k"][rows, slots] = k.to(self["k"].dtype)
+        self["v"][rows, slots] = v.to(self["v"].dtype)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         super().load(tensors)
         self.used = tensors["k"].shape[1]
 
-    def slot_positions(self, seen: Tensor) -> Tensor:
-        """Position held by each slot [N, S] when sequence n has `seen[n]` tokens; negative where the slot is empty."""
-        slots = torch.arange(self.used, device=seen.device)
-        last = seen[:, None] - 1
-        if self.window is None:
-            return torch.where(slots <= last, slots, -1)
-        return last - (last - slots) % self.window
-
-    def write(self, rows: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k, v [M, n_kv_heads, head_dim], the tokens at `positions` [M] of sequences `rows` [M]."""
-        if not len(positions):
-            return
-        slots = positions if self.window is None else positions % self.window
-        self._reserve(int(slots.max()) + 1)
-        self._tensors["k"][rows, slots] = k.to(self._tensors["k"].dtype)
-        self._tensors["v"][rows, slots] = v.to(self._tensors["v"].dtype)
+    def _live(self) -> dict[str, Tensor]:
+        k, v = self.held()
+        return {"k": k, "v": v}
 
     def _reserve(self, slots: int) -> None:
         self.used = max(self.used, slots)
-        capacity = self._tensors["k"].shape[1]
+        capacity = self["k"].shape[1]
         if self.used <= capacity:
             return
         grown = max(self.used, 2 * capacity)
         if self.window is not None:
             grown = min(grown, self.window)
-        for name, old in self._tensors.items():
+        for name in ("k", "v"):
+            old = self[name]
             new = old.new_zeros(old.shape[0], grown, *old.shape[2:])
             new[:, :capacity] = old
-            self._tensors[name] = new
+            self.update(**{name: new})

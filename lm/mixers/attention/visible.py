@@ -1,0 +1,177 @@
+"""Which keys a query sees, and what that takes: how to attend, what to remember, how many keys and slots.
+
+Positions count within a sequence. Everything that depends on positions alone is made once for all layers of a call.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ....kernels.softmax_attention import causal_attention, grouped_attention
+from ...parts.context import Context
+from .options import AttentionConfig
+from .state import KVState
+
+
+class Causal:
+    """A query sees every key of its sequence up to its own. Slot p holds the token at position p."""
+
+    window: int | None = None
+
+    def keys(self, T: int) -> int:
+        """Keys computed per query in a sequence of T tokens."""
+        return T
+
+    def slots(self, T: int) -> int:
+        """Tokens remembered of T."""
+        return T
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, sequences: Context, dropout: float) -> Tensor:
+        """Over the tokens of this call alone, which begin their sequences."""
+        return causal_attention(q, k, v, sequences=sequences, window=self.window, dropout=dropout)
+
+    def remember(self, state: KVState, k: Tensor, v: Tensor, sequences: Context) -> None:
+        """Store this call's keys and values [B, T, H_kv, D]."""
+        start = sequences.same_past
+        if start is not None:
+            return state.write_rows(start, k, v)
+        kept = sequences.once(_kept, None)
+        state.write(kept.end, kept.row, kept.slot, k.flatten(0, 1), v.flatten(0, 1))
+
+    def continued(self, state: KVState, q: Tensor, k: Tensor, v: Tensor, sequences: Context) -> Tensor:
+        """Over what the state holds and the tokens of this call, which are remembered."""
+        if torch.is_grad_enabled() or not self._in_place(sequences):
+            return self._beside(state, q, k, v, sequences)
+        self.remember(state, k, v, sequences)
+        keys, values = (x.to(q.dtype) for x in state.held())
+        if sequences.tokens == 1 and sequences.same_past is not None:
+            return grouped_attention(q, keys, values)
+        rows = sequences.once(_rows)
+        seen = sequences.once(_seen_after, self.window, keys.shape[1])
+        return rows.gathered(grouped_attention(rows.spread(q), keys, values, seen))
+
+    def _in_place(self, sequences: Context) -> bool:
+        """Whether the call's keys can be written first, so that queries see all they need in the state itself."""
+        return True
+
+    def _beside(self, state: KVState, q: Tensor, k: Tensor, v: Tensor, sequences: Context) -> Tensor:
+        """The same with the call's keys behind a copy of the state: gradients flow, and a ring loses nothing."""
+        rows = sequences.once(_rows)
+        pairs = zip(state.held(), (k, v), strict=True)
+        keys, values = (torch.cat((held.to(q.dtype), rows.spread(new)), 1) for held, new in pairs)
+        seen = sequences.once(_seen_beside, self.window, state.used)
+        o = rows.gathered(grouped_attention(rows.spread(q), keys, values, seen))
+        self.remember(state, k.detach(), v.detach(), sequences)
+        return o
+
+
+class Window(Causal):
+    """A query sees the last `window` keys, its own included. A ring: slot p mod window holds position p."""
+
+    def __init__(self, window: int):
+        self.window: int = window
+
+    def keys(self, T: int) -> int:
+        return T if self.window >= T else 2 * self.window  # a band is computed in blocks
+
+    def slots(self, T: int) -> int:
+        return min(T, self.window)
+
+    def remember(self, state: KVState, k: Tensor, v: Tensor, sequences: Context) -> None:
+        kept = sequences.once(_kept, self.window)
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
+        if kept.token is not None:  # those before the last `window` have no slot any more
+            k, v = k.index_select(0, kept.token), v.index_select(0, kept.token)
+        state.write(kept.end, kept.row, kept.slot, k, v)
+
+    def _in_place(self, sequences: Context) -> bool:
+        return sequences.single  # several would overwrite what the first of them still see
+
+
+def visible_of(options: AttentionConfig) -> Causal:
+    """What the options ask for."""
+    return Causal() if options.window is None else Window(options.window)
+
+
+class _Kept(NamedTuple):
+    """Where the tokens of a call go that have a slot: those that will not be overwritten within the call."""
+
+    token: Tensor | None  # which of the flattened tokens [M]; None is all
+    row: Tensor  # their sequences [M]
+    slot: Tensor
+    end: int  # above all slots
+
+
+def _kept(sequences: Context, window: int | None) -> _Kept:
+    lengths, past = torch.tensor(sequences.lengths), torch.tensor(sequences.past)
+    row = torch.repeat_interleave(torch.arange(len(sequences)), lengths)
+    start = torch.tensor(sequences.starts[: len(sequences)])
+    position = torch.arange(len(row)) - start[row] + past[row]
+    end = max((a + b for a, b in zip(sequences.past, sequences.lengths, strict=True)), default=0)
+    if window is None:
+        return _Kept(None, row.to(sequences.device), position.to(sequences.device), end)
+    token = (position >= (past + lengths)[row] - window).nonzero().squeeze(1)
+    chosen = None if len(token) == len(row) else token.to(sequences.device)
+    row, slot = row[token].to(sequences.device), (position[token] % window).to(sequences.device)
+    return _Kept(chosen, row, slot, min(end, window))
+
+
+class _Rows(NamedTuple):
+    """The tokens of a call as right-padded rows [N, T_max], where they lie packed; else as they are."""
+
+    position: Tensor  # [N, T_max], -1 where a row is empty
+    slot: Tensor | None  # of each token in the flattened rows; None if nothing has to be laid out
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[1, sum of lengths, ...] -> [N, T_max, ...]."""
+        if self.slot is None:
+            return x
+        n, width = self.position.shape
+        return x.new_zeros(n * width, *x.shape[2:]).index_copy_(0, self.slot, x[0]).unflatten(0, (n, width))
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """The way back."""
+        return x if self.slot is None else x.flatten(0, 1).index_select(0, self.slot)[None]
+
+
+def _rows(sequences: Context) -> _Rows:
+    if not sequences.packed:
+        return _Rows(sequences.positions.expand(len(sequences), -1), None)
+    width = sequences.longest
+    lengths, past = torch.tensor(sequences.lengths)[:, None], torch.tensor(sequences.past)[:, None]
+    column = torch.arange(width)
+    filled = column < lengths
+    position = torch.where(filled, past + column, -1)
+    return _Rows(position.to(sequences.device), filled.flatten().nonzero().squeeze(1).to(sequences.device))
+
+
+def _seen(query: Tensor, key: Tensor, window: int | None = None) -> Tensor:
+    """[N, T, S] for positions of queries [N, T] and keys [N or 1, S], negative where there is none.
+
+    An empty query sees anything: a softmax over nothing is NaN.
+    """
+    query, key = query[..., None], key[:, None]
+    seen = (key >= 0) & (key <= query)
+    if window is not None:
+        seen &= query - key < window
+    return seen | (query < 0)
+
+
+def _held(sequences: Context, seen: tuple[int, ...], window: int | None, slots: int) -> Tensor:
+    """Position held by each slot [N, slots] after `seen` tokens of each sequence; negative where it is empty."""
+    slot = torch.arange(slots, device=sequences.device)
+    last = torch.tensor(seen, device=sequences.device)[:, None] - 1
+    return torch.where(slot <= last, slot, -1) if window is None else last - (last - slot) % window
+
+
+def _seen_after(sequences: Context, window: int | None, slots: int) -> Tensor:
+    """By the call's queries, in the slots, after its keys were written."""
+    seen = tuple(past + length for past, length in zip(sequences.past, sequences.lengths, strict=True))
+    return _seen(sequences.once(_rows).position, _held(sequences, seen, window, slots), window)
+
+
+def _seen_beside(sequences: Context, window: int | None, slots: int) -> Tensor:
+    """By the call's queries, in the slots before the call and in its keys behind them."""
+    new = sequences.once(_rows).position
+    return _seen(new, torch.cat((_held(sequences, sequences.past, window, slots), new), 1), window)
