@@ -251,6 +251,25 @@ def bench_train(
     bench(steps, precision, threads, _console())
 
 
+@bench_app.command("decode")
+def bench_decode(
+    subject: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="a run folder, or a recipe with random weights")],
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="sequences at once; default: 1 and 8")] = None,
+    context: Annotated[list[int] | None, typer.Option(min=2, help="tokens before; default: 256 and 4096")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each side, 4 tokens a turn")] = 12,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
+) -> None:
+    """Greedy decoding against transformers with the same weights, prefill left out."""
+    from dataclasses import asdict
+
+    from .bench_decode import bench_decode as measure
+
+    rows = measure(subject, batch or [1, 8], context or [256, 4096], rounds, threads, _console())
+    if json_file:
+        json_file.write_text(json.dumps([asdict(row) | {"ratio": row.ratio} for row in rows], indent=1))
+
+
 @bench_app.command("eval")
 def bench_eval(
     run: RunFolder,

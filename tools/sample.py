@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ..lm.model.generate import decode
 from ..lm.run import Run
 
 
@@ -24,18 +25,16 @@ def stream(
     write(prompt)
     ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
 
-    def on_token(drawn: torch.Tensor) -> None:
-        token = int(drawn[0])
-        if token != tokenizer.eos_id:
-            write(text.push(token))
-
-    model.generate(
+    drawn = decode(
+        model,
         torch.tensor([ids], device=model.device),
         max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         stop_ids=(tokenizer.eos_id,),
         seed=seed,
-        on_token=on_token,
     )
+    for token in map(int, drawn):
+        if token != tokenizer.eos_id:
+            write(text.push(token))
     write(text.flush())

@@ -1,6 +1,5 @@
 """Continuing prompts up to a stop string, in batches."""
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -8,6 +7,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from ...lm.model import HybridLM
+from ...lm.model.generate import decode
 from ...lm.parts.errors import ConfigError
 from ...lm.parts.strict import nearest
 
@@ -70,26 +70,27 @@ class Continuation:
             self._text, self.stopped = self._text[: min(found)], True
 
 
-class _AllStopped(Exception):
-    pass
-
-
 def continue_batch(
     model: HybridLM, tokenizer: "Tokenizer", prompts: list[list[int]], sampling: Sampling, seed: int
 ) -> list[str]:
     """The text behind each prompt (token ids with BOS). Ends as soon as every row has stopped."""
     rows = [Continuation(tokenizer, prompt, sampling.until) for prompt in prompts]
 
-    def watch(column: Tensor) -> None:
+    ids, mask = _pad_left(prompts, model.device)
+    columns = decode(
+        model,
+        ids,
+        sampling.max_new_tokens,
+        attention_mask=mask,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=seed,
+    )
+    for column in columns:
         for row, token in zip(rows, column.tolist(), strict=True):
             row.push(token)
         if all(row.stopped for row in rows):
-            raise _AllStopped
-
-    ids, mask = _pad_left(prompts, model.device)
-    how = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
-    with suppress(_AllStopped):
-        model.generate(ids, sampling.max_new_tokens, attention_mask=mask, on_token=watch, **how)
+            break
     return [row.finish() for row in rows]
 
 

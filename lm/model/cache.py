@@ -3,15 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from ..parts.state import LayerState
 
-if TYPE_CHECKING:
-    from .decoder import HybridLM
+
+class Model(Protocol):
+    """What loading a cache needs of a model."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def new_cache(self, n: int) -> "Cache": ...
 
 
 class Cache:
@@ -73,7 +79,7 @@ class Cache:
         save_file({**tensors, "lengths": torch.tensor(self.lengths)}, path)
 
     @classmethod
-    def load(cls, path: str | Path, model: "HybridLM") -> Self:
+    def load(cls, path: str | Path, model: Model) -> Self:
         """Read what `save` wrote, for the same model."""
         tensors = load_file(path)
         lengths = tensors.pop("lengths").tolist()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,26 +19,12 @@ from ..parts.shape import ModelShape
 from ..recipe.layers import LayerSpec
 from .block import Block
 from .cache import Cache
+from .generate import generate
 from .loss import cap, full_cross_entropy, linear_cross_entropy, shift_labels
+from .output import Output
 
 if TYPE_CHECKING:
     from ..recipe.model import BaseModelConfig
-
-
-class Output(NamedTuple):
-    """What the model returns.
-
-    logits: [B, T, V] (None when `logits=False`). loss: scalar, mean over targets, auxiliary losses included (None
-    without labels). aux_losses: by name, as they enter the loss. cache: the decoding state, if asked for.
-    stats: each layer's statistics, {layer index: {name: sum}}. hidden: [B, T, D], what the output head reads.
-    """
-
-    logits: Tensor | None
-    loss: Tensor | None
-    aux_losses: dict[str, Tensor]
-    cache: Cache | None
-    stats: dict[int, dict[str, Tensor]]
-    hidden: Tensor
 
 
 class HybridLM(nn.Module):
@@ -218,12 +204,7 @@ class HybridLM(nn.Module):
         scores = None if output.logits is None else _spread(output.logits, real)
         return output._replace(logits=scores, hidden=_spread(output.hidden, real))
 
-    @torch.no_grad()
-    def generate(self, ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0, **how) -> Tensor:
-        """Continue ids [B, T]; see `generate.generate`. Returns [B, T + at most max_new_tokens]."""
-        from .generate import generate
-
-        return generate(self, ids, max_new_tokens, temperature=temperature, top_p=top_p, **how)
+    generate = generate
 
     def flops_per_token(self, T: int) -> float:
         """Forward matmul FLOPs per token in a sequence of T tokens, from the layer list; training takes three times."""

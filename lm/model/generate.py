@@ -1,15 +1,12 @@
 """Sampling with the cache: temperature, nucleus (Holtzman et al. 2019, arXiv 1904.09751), stop tokens, streaming."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ..parts.errors import NaNError
-
-if TYPE_CHECKING:
-    from .decoder import HybridLM
+from .output import Output
 
 
 class NaNLogits(NaNError):
@@ -21,7 +18,7 @@ class NaNLogits(NaNError):
 
 
 def generate(
-    model: "HybridLM",
+    model: Callable[..., Output],
     ids: Tensor,
     max_new_tokens: int,
     *,
@@ -30,12 +27,37 @@ def generate(
     stop_ids: tuple[int, ...] = (),
     attention_mask: Tensor | None = None,
     seed: int | None = None,
-    on_token: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Continue ids [B, T] by up to max_new_tokens, one state per row. Returns [B, T + n].
+    """Continue ids [B, T] by up to max_new_tokens, see `decode`. Returns [B, T + n]."""
+    columns = decode(
+        model,
+        ids,
+        max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop_ids=stop_ids,
+        attention_mask=attention_mask,
+        seed=seed,
+    )
+    return torch.cat([ids, *(column[:, None] for column in columns)], 1)
 
-    A row that stopped repeats its stop token. temperature 0 takes the most likely token. `on_token` receives each new
-    column [B] as it is drawn.
+
+@torch.no_grad()
+def decode(
+    model: Callable[..., Output],
+    ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    stop_ids: tuple[int, ...] = (),
+    attention_mask: Tensor | None = None,
+    seed: int | None = None,
+) -> Iterator[Tensor]:
+    """The tokens behind ids [B, T], one column [B] at a time as it is drawn, one state per row.
+
+    A row that stopped repeats its stop token; the last column is the one with which all rows have stopped. temperature
+    0 takes the most likely token. Nothing is computed for columns that are not asked for.
 
     Raises ValueError on an empty prompt, a negative temperature or top_p outside (0, 1]; NaNLogits when the model
     gives NaN, of which the argmax would be a token like any other.
@@ -49,23 +71,24 @@ def generate(
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
     stops = torch.tensor(stop_ids, dtype=ids.dtype, device=ids.device)
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    drawn = ids[:, -1]
     output = model(ids, attention_mask=attention_mask, cache=True)
+    assert output.logits is not None
     scores = _last(output.logits, attention_mask)
-    columns = [ids]
     for step in range(max_new_tokens):
-        if bool((nan := scores.isnan().any(-1)).any()):
+        if step:
+            output = model(drawn[:, None], cache=output.cache)
+            assert output.logits is not None
+            scores = output.logits[:, -1]
+        nan = scores.isnan().any(-1)
+        drawn = torch.where(done, drawn, _draw(scores.nan_to_num(), temperature, top_p, generator))
+        done = done | torch.isin(drawn, stops)
+        failed, finished = torch.stack((nan.any(), done.all())).tolist()  # what the host has to know, in one copy
+        if failed:
             raise NaNLogits(int(nan.nonzero()[0]))
-        drawn = _draw(scores, temperature, top_p, generator)
-        drawn = torch.where(done, columns[-1][:, -1], drawn) if step else drawn
-        columns.append(drawn[:, None])
-        if on_token:
-            on_token(drawn)
-        done |= torch.isin(drawn, stops)
-        if step + 1 == max_new_tokens or bool(done.all()):
-            break
-        output = model(drawn[:, None], cache=output.cache)
-        scores = output.logits[:, -1]
-    return torch.cat(columns, 1)
+        yield drawn
+        if finished:
+            return
 
 
 def _last(logits: Tensor, mask: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridlm.lm.model.generate import NaNLogits, _draw
+from hybridlm.lm.model.generate import NaNLogits, _draw, decode
 from hybridlm.tests.model.helpers import build, tokens
 
 
@@ -98,10 +98,14 @@ def test_generation_ends_when_every_row_has_stopped():
     assert found.shape[1] == 6 + free.index(free[4]) + 1
 
 
-def test_tokens_stream_as_they_are_drawn():
-    model, ids, columns = loud(), tokens(2, 6), []
-    found = model.generate(ids, 5, temperature=0, on_token=columns.append)
-    assert torch.equal(torch.stack(columns, 1), found[:, 6:])
+def test_columns_come_as_they_are_drawn_and_nothing_is_computed_ahead():
+    model, ids, calls = loud(), tokens(2, 6), []
+    found = model.generate(ids, 5, temperature=0)
+    model.register_forward_hook(lambda *_: calls.append(1))
+    columns = decode(model, ids, 5, temperature=0)
+    first = next(columns)
+    assert torch.equal(first, found[:, 6]) and len(calls) == 1
+    assert torch.equal(torch.stack(list(columns), 1), found[:, 7:]) and len(calls) == 5
 
 
 def test_no_new_tokens():
