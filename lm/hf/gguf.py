@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from ..parts.errors import CheckpointError, ConfigError
-from .reading import Stored
+from .opening import Stored
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -55,7 +55,7 @@ PRE_TOKENIZERS = {
 
 
 class GGUF:
-    """A `reading.Source` over one .gguf file. Raises ConfigError for what it holds and we cannot read."""
+    """A `opening.Source` over one .gguf file. Raises ConfigError for what it holds and we cannot read."""
 
     def __init__(self, path: Path):
         try:

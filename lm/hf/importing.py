@@ -28,7 +28,7 @@ from .families import hybridlm
 from .families.stacked import Part, Stacked
 from .folders import check_free, whole_folder
 from .formats import family_of, tensors_of
-from .reading import Shards, Source, Weights, check, open_source
+from .opening import Shards, Source, Weights, check, open_source
 from .streaming import write_safetensors
 
 

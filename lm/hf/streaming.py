@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import atomic
-from .reading import DTYPES
+from .opening import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

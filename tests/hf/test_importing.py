@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.hf import load_pretrained, reading, save_pretrained
+from hybridlm.lm.hf import load_pretrained, opening, save_pretrained
 from hybridlm.lm.hf.families.llama import hf_config, recipe_section
 from hybridlm.lm.hf.importing import import_llama
 from hybridlm.lm.parts.errors import ConfigError
@@ -268,8 +268,8 @@ def test_a_failure_leaves_the_destination_as_it_was(tmp_path, monkeypatch, there
             raise OSError("the disk is gone")
         return original(self, name)
 
-    original = reading.Folder.read
-    monkeypatch.setattr(reading.Folder, "read", read)
+    original = opening.Folder.read
+    monkeypatch.setattr(opening.Folder, "read", read)
     with pytest.raises(OSError, match="the disk is gone"):
         import_llama(tmp_path / "src", dst)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if "src" not in p.parts)
@@ -282,8 +282,8 @@ def test_a_killed_import_leaves_no_destination(tmp_path):
     save(tmp_path / "src")
     code = (
         "import os, signal, sys\n"
-        "from hybridlm.lm.hf import importing, reading\n"
-        "reading.Folder.read = lambda self, name: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from hybridlm.lm.hf import importing, opening\n"
+        "opening.Folder.read = lambda self, name: os.kill(os.getpid(), signal.SIGKILL)\n"
         "importing.import_llama(sys.argv[1], sys.argv[2])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "src"), str(tmp_path / "dst")], check=False)
