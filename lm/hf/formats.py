@@ -16,7 +16,7 @@ from .families.stacked import Stacked
 
 if TYPE_CHECKING:
     from ..recipe.model import BaseModelConfig
-    from .opening import Stored
+    from .source import Stored
 
 # in the order in which `auto` tries them; the last describes every model
 FAMILIES: dict[str, ModuleType] = {

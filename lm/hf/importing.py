@@ -28,7 +28,8 @@ from .families import hybridlm
 from .families.stacked import Part, Stacked
 from .folders import check_free, whole_folder
 from .formats import family_of, tensors_of
-from .opening import Shards, Source, Weights, check, open_source
+from .opening import Shards, open_source
+from .source import ModelSource, Weights, check
 from .streaming import write_safetensors
 
 
@@ -83,7 +84,7 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype | None = None) -> Hy
     return _fill(model, source, plan, dtype)
 
 
-def _plan(source: Source) -> tuple[ModelConfig, list[Stacked]]:
+def _plan(source: ModelSource) -> tuple[ModelConfig, list[Stacked]]:
     """The model that a source describes, and where each of its tensors comes from, both checked."""
     try:
         family = family_of(source.config)
@@ -128,7 +129,7 @@ def _fill(model: ModelConfig, source: Weights, plan: list[Stacked], dtype: torch
     return net.eval()
 
 
-def _recipe(source: Source, dst: Path, model: ModelConfig, dtypes: set[torch.dtype]) -> Recipe:
+def _recipe(source: ModelSource, dst: Path, model: ModelConfig, dtypes: set[torch.dtype]) -> Recipe:
     """How to score the imported model, and to go on training it until someone says better."""
     half = torch.float32 not in dtypes and torch.float64 not in dtypes
     train: dict[str, Any] = {

@@ -13,7 +13,7 @@ from .stacked import Kernel, Part, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
-    from ..opening import Stored
+    from ..source import Stored
 
 MODEL_TYPE, ARCHITECTURE = "olmo_hybrid", "OlmoHybridForCausalLM"
 
