@@ -25,7 +25,7 @@ from ..run import Run, code_revision
 from ..train.checkpoint import FORMAT
 from .config_file import ConfigFile
 from .families import hybridlm
-from .families.stacked import Part, Stacked
+from .families.stacked import SavedTensor, Stacked
 from .folders import check_free, whole_folder
 from .formats import family_of, tensors_of
 from .opening import Shards, open_source
@@ -77,7 +77,7 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype | None = None) -> Hy
         run = Run(path)
         weights: Weights = Shards(run.newest_checkpoint(), ["model.safetensors"])
         model = run.recipe.model
-        own = (Stacked(row.name, (Part(row.name, row.shape),)) for row in hybridlm.tensors(model))
+        own = (Stacked(row.name, (SavedTensor(row.name, row.shape),)) for row in hybridlm.tensors(model))
         return _fill(model, weights, check(weights, own), dtype)
     source = open_source(path)
     model, plan = _plan(source)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...parts.errors import ConfigError
 from .hybrids import common_config, common_section, differences, distinct, options_of
-from .stacked import Kernel, Part, Stacked, ffn, linear, vector, whole
+from .stacked import ConvKernels, SavedTensor, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
@@ -95,8 +95,8 @@ def _gated_deltanet(options: Any, d: int) -> Iterator[Stacked]:
     yield from linear("mixer.ab_proj", {"linear_attn.a_proj": heads, "linear_attn.b_proj": heads}, d)
     yield from linear("mixer.g_proj", {"linear_attn.g_proj": v}, d)
     yield from linear("mixer.o_proj", {"linear_attn.o_proj": d}, v)
-    kernels = (Part(f"linear_attn.{x}_conv1d.weight", (n, 1, options.conv_size)) for x, n in channels.items())
-    yield Kernel("mixer.conv", tuple(kernels))
+    kernels = (SavedTensor(f"linear_attn.{x}_conv1d.weight", (n, 1, options.conv_size)) for x, n in channels.items())
+    yield ConvKernels("mixer.conv", tuple(kernels))
     for name, n in (("o_norm.weight", options.v_head_dim), ("A_log", heads), ("dt_bias", heads)):
         yield vector(f"mixer.{name}", f"linear_attn.{name}", n)
 
@@ -105,8 +105,8 @@ def as_stored(row: Stacked, stored: "Mapping[str, Stored]") -> Stacked:
     """A row of `tensors` as a checkpoint has it: under the names of the published model, which servers know, or as
     transformers itself saves a model, with other norm names and the kernels joined or cut into thirds.
     """
-    if isinstance(row, Kernel):
-        return Kernel(row.name, _kernel_parts(row, stored))
+    if isinstance(row, ConvKernels):
+        return ConvKernels(row.name, _kernel_parts(row, stored))
     parts = []
     for part in row.parts:
         stem, layer_norm = part.name.rpartition(".")[0].rpartition(".")[::2]
@@ -115,11 +115,11 @@ def as_stored(row: Stacked, stored: "Mapping[str, Stored]") -> Stacked:
     return Stacked(row.name, tuple(parts))
 
 
-def _kernel_parts(row: Stacked, stored: "Mapping[str, Stored]") -> tuple[Part, ...]:
+def _kernel_parts(row: Stacked, stored: "Mapping[str, Stored]") -> tuple[SavedTensor, ...]:
     channels, width = row.shape
     if (fused := row.parts[0].name.replace("q_conv1d", "conv1d")) in stored:
-        return (Part(fused, (channels, 1, width)),)
+        return (SavedTensor(fused, (channels, 1, width)),)
     thirds = tuple(
-        Part(part.name, (*stored[part.name].shape[:1], 1, width)) for part in row.parts if part.name in stored
+        SavedTensor(part.name, (*stored[part.name].shape[:1], 1, width)) for part in row.parts if part.name in stored
     )
     return thirds if sum(part.shape[0] for part in thirds) == channels else row.parts

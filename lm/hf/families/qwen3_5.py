@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...parts.errors import ConfigError
 from .hybrids import common_config, common_section, differences, options_of
-from .stacked import Kernel, Part, Stacked, ffn, linear, vector, whole
+from .stacked import ConvKernels, SavedTensor, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
@@ -103,6 +103,6 @@ def _gated_deltanet(options: Any, d: int) -> Iterator[Stacked]:
     yield from linear("mixer.ab_proj", {"linear_attn.in_proj_a": heads, "linear_attn.in_proj_b": heads}, d)
     yield from linear("mixer.g_proj", {"linear_attn.in_proj_z": v}, d)
     yield from linear("mixer.o_proj", {"linear_attn.out_proj": d}, v)
-    yield Kernel("mixer.conv", (Part("linear_attn.conv1d.weight", (2 * k + v, 1, options.conv_size)),))
+    yield ConvKernels("mixer.conv", (SavedTensor("linear_attn.conv1d.weight", (2 * k + v, 1, options.conv_size)),))
     for ours, n in (("o_norm.weight", options.v_head_dim), ("A_log", heads), ("dt_bias", heads)):
         yield vector(f"mixer.{ours}", f"linear_attn.{ours.removeprefix('o_')}", n)
