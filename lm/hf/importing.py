@@ -33,13 +33,13 @@ from .source import ModelSource, Weights, check
 from .streaming import write_safetensors
 
 
-def import_llama(src: str | Path, dst: str | Path, dtype: torch.dtype | None = None) -> Run:
-    """Make the run folder `dst` of a Llama-family checkpoint: a folder of safetensors, or a .gguf file.
+def import_checkpoint(src: str | Path, dst: str | Path, dtype: torch.dtype | None = None) -> Run:
+    """Make the run folder `dst` of a checkpoint: a folder of safetensors, or a .gguf file.
 
     dtype: of the weights on disk; None keeps each as it is stored, float32 where it was quantised. Training the run
     goes on from these weights with a new optimizer. The folder is written aside and renamed when it is whole. Raises
-    ConfigError or CheckpointError, before anything is written, when the source is not whole or not of the family, or
-    there is something at `dst`.
+    ConfigError or CheckpointError, before anything is written, when the source is not whole or of a model type that is
+    not read, or there is something at `dst`.
     """
     dst = Path(dst).expanduser()
     check_free(dst)
@@ -66,11 +66,14 @@ def import_llama(src: str | Path, dst: str | Path, dtype: torch.dtype | None = N
     return Run(dst)
 
 
+import_llama = import_checkpoint  # older scripts use this name
+
+
 def load_pretrained(path: str | Path, *, dtype: torch.dtype | None = None) -> HybridLM:
-    """A model in evaluation mode from a run folder, a Llama-family folder or .gguf file, or an exported folder.
+    """A model in evaluation mode from a run folder, a checkpoint folder of a model type that is read, or a .gguf file.
 
     dtype: of the parameters; None takes the widest that is stored. Parameters that a mixer keeps in float32 stay so.
-    Raises ConfigError or CheckpointError as `import_llama` does.
+    Raises ConfigError or CheckpointError as `import_checkpoint` does.
     """
     path = Path(path).expanduser()
     if (path / "recipe.yaml").is_file():
