@@ -123,7 +123,7 @@ def test_every_option_that_is_no_olmo_hybrid_is_named():
     refused(
         model,
         "olmo_hybrid",
-        "layers is ['attention', 'gated_deltanet', 'gla'], needs both attention and gated_deltanet, and no other",
+        "layers is ['attention', 'gated_deltanet', 'gla'], needs attention and gated_deltanet, and no other",
         "logit_softcap is 3.0, needs None",
         "ffn.bias is True, needs False",
         "attention.norm is 'pre', needs 'post'",

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...parts.errors import ConfigError
-from .hybrids import common_config, common_section, differences, distinct, options_of
+from .allowed import KnownOptions, differs, distinct, joined
+from .hybrids import HYBRIDS, common_config, common_section, differences, options_of
 from .stacked import ConvKernels, SavedTensor, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
@@ -17,25 +18,25 @@ if TYPE_CHECKING:
 
 MODEL_TYPE, ARCHITECTURE = "olmo_hybrid", "OlmoHybridForCausalLM"
 
-NEEDED: dict[str, dict[str, Any]] = {
-    "": {"zero_centered_norms": False},
-    "attention": {"norm": "post", "qk_norm": "full", "bias": "none", "window": None, "gate": False},
-    "gated_deltanet": {"norm": "pre", "norm_eps": 1e-5},
-}
-FREE = ("attention.head_dim", "attention.rope", "gated_deltanet.allow_negative_eigenvalues")
+KNOWN = joined(
+    HYBRIDS,
+    {
+        "": KnownOptions(fixed={"zero_centered_norms": False}),
+        "attention": KnownOptions(translated=("rope",), fixed={"norm": "post", "qk_norm": "full", "gate": False}),
+        "attention.rope": KnownOptions(fixed={"fraction": 1.0}),
+        "gated_deltanet": KnownOptions(translated=("allow_negative_eigenvalues",), fixed={"norm_eps": 1e-5}),
+    },
+)
 # norms that transformers names otherwise when it saves a model that it has not loaded
 OTHER_NAMES = {"input_layernorm": "attention_layer_norm", "post_attention_layernorm": "feedforward_layer_norm"}
 
 
 def _differences(model: "BaseModelConfig") -> Iterator[str]:
-    yield from differences(model, NEEDED, FREE)
+    yield from differences(model, KNOWN)
     layers: list[Any] = [spec.options for spec in model.layer_specs() if spec.mixer == "attention"]
     for heads, width in distinct((layer.n_heads, layer.head_dim) for layer in layers):
         if heads * width != model.d_model:
-            yield f"attention.head_dim is {width}, needs d_model / n_heads, which is {model.d_model / heads:g}"
-    for rope in distinct(layer.rope for layer in layers):
-        if rope is not None and rope.fraction != 1:
-            yield f"attention.rope.fraction is {rope.fraction}, needs 1.0"
+            yield differs("attention.head_dim", width, f"d_model / n_heads, which is {model.d_model / heads:g}")
 
 
 def hf_config(model: "BaseModelConfig") -> dict[str, Any]:
@@ -59,7 +60,7 @@ def recipe_section(config: dict[str, Any]) -> dict[str, Any]:
     """The model section of a recipe for a config.json. Raises ConfigError for what this project has no equal for, and
     KeyError for a size that is missing: transformers' defaults are those of one published model.
     """
-    section = common_section(config, NEEDED, {"linear_use_gate": True})
+    section = common_section(config, KNOWN, {"linear_use_gate": True})
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
     section["attention"] |= {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
     section["attention"] |= {"rope": None if theta is None else {"theta": theta}}

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...parts.errors import ConfigError
-from .hybrids import common_config, common_section, differences, options_of
+from .allowed import KnownOptions, differs, distinct, joined
+from .hybrids import HYBRIDS, common_config, common_section, differences, options_of
 from .stacked import ConvKernels, SavedTensor, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
@@ -17,24 +18,25 @@ if TYPE_CHECKING:
 
 MODEL_TYPE, ARCHITECTURE = "qwen3_5_text", "Qwen3_5ForCausalLM"
 
-FREE = ("attention.head_dim", "attention.rope")
+KNOWN = joined(
+    HYBRIDS,
+    {
+        "": KnownOptions(fixed={"zero_centered_norms": True}),
+        "attention": KnownOptions(given={"rope": "RoPE"}, fixed={"norm": "pre", "qk_norm": "head", "gate": True}),
+        "attention.rope": KnownOptions(translated=("fraction",)),
+        "gated_deltanet": KnownOptions(translated=("norm_eps",), fixed={"allow_negative_eigenvalues": False}),
+    },
+)
 PARTIAL = "partial_rotary_factor"
 PUBLISHED_PART = 0.25  # of a head's channels that turn where config.json does not say
 
 
-def _needed(norm_eps: float) -> dict[str, dict[str, Any]]:
-    """There is one epsilon, that of GatedDeltaNet's norms included."""
-    return {
-        "": {"zero_centered_norms": True},
-        "attention": {"norm": "pre", "qk_norm": "head", "bias": "none", "window": None, "gate": True},
-        "gated_deltanet": {"norm": "pre", "norm_eps": norm_eps, "allow_negative_eigenvalues": False},
-    }
-
-
 def _differences(model: "BaseModelConfig") -> Iterator[str]:
-    yield from differences(model, _needed(model.norm_eps), FREE)
-    if "attention" in (options := options_of(model)) and options["attention"].rope is None:
-        yield "attention.rope is None, needs RoPE"
+    yield from differences(model, KNOWN)
+    layers: list[Any] = [spec.options for spec in model.layer_specs() if spec.mixer == "gated_deltanet"]
+    for eps in distinct(layer.norm_eps for layer in layers):
+        if eps != model.norm_eps:
+            yield differs("gated_deltanet.norm_eps", eps, f"{model.norm_eps!r}, as there is one for all norms")
 
 
 def hf_config(model: "BaseModelConfig") -> dict[str, Any]:
@@ -68,11 +70,12 @@ def recipe_section(config: dict[str, Any]) -> dict[str, Any]:
     """The model section of a recipe for a config.json. Raises ConfigError for what this project has no equal for, and
     KeyError for a size that is missing: transformers' defaults are those of one published model.
     """
-    section = common_section(config, _needed(config["rms_norm_eps"]), {"attn_output_gate": True})
+    section = common_section(config, KNOWN, {"attn_output_gate": True})
     rope = config.get("rope_parameters") or {}
     fraction = rope.get(PARTIAL, config.get(PARTIAL, PUBLISHED_PART))
     rope_section = {"theta": rope["rope_theta"], "fraction": fraction}
     section["attention"] |= {"head_dim": config["head_dim"], "rope": rope_section}
+    section["gated_deltanet"] |= {"norm_eps": config["rms_norm_eps"]}
     return section
 
 
