@@ -35,8 +35,9 @@ def save_pretrained(
 ) -> Path:
     """Write the folder `path`, which must be absent or empty, and return it. Weights keep their dtype and their bits.
 
-    format: `llama` (Llama, Mistral, Qwen 2 or 3, whichever it is), `olmo_hybrid`, `qwen3_5`, or `hybridlm`, the model type
-    of this project that transformers knows after `import hybridlm`; `auto` takes the first that describes the model.
+    format: `llama` (Llama, Mistral, Qwen 2 or 3, whichever it is), `olmo_hybrid`, `qwen3_5`, or `hybridlm`, the model
+    type of this project that transformers knows after `import hybridlm`; `auto` takes the first that describes the
+    model exactly.
     tokenizer: one, or the folder with its files, written as AutoTokenizer reads it. max_shard: bytes of weights a file.
 
     Raises ConfigError for an unknown format, a model that `format` cannot describe (naming every option that differs

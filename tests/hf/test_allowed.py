@@ -124,6 +124,8 @@ def test_what_belongs_to_training_or_speed_is_no_obstacle():
         dropped = model | training | {"attention": model["attention"] | {"dropout": 0.1}}
         linear = {"gated_deltanet": model["gated_deltanet"] | quick} if "gated_deltanet" in model else {}
         assert choose_format(section(**dropped | linear), format) == format
+    layers = ["gated_deltanet", {"gated_deltanet": {"chunk_size": 16}}, "attention"]
+    assert choose_format(section(**QWEN | {"pattern": layers})) == "qwen3_5"
 
 
 def test_joined_lists_know_what_either_knows():
@@ -175,6 +177,11 @@ def test_what_no_member_of_the_llama_family_has_is_said_of_each():
         "qwen3: attention.qk_norm is 'none', needs 'head', ffn.bias is True, needs False"
         "); use hybridlm"
     )
+    model = section(pattern=[{"attention": {"window": 6}}, "attention"], attention=HEADS)
+    with pytest.raises(
+        ConfigError, match=r"mistral: attention.window is \[6, None\], needs one value for all layers; "
+    ):
+        choose_format(model, "llama")
 
 
 def test_an_unknown_value_of_a_choice_is_refused():

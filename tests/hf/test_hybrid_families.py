@@ -161,6 +161,13 @@ def test_every_option_that_is_no_qwen3_5_is_named():
     )
 
 
+@pytest.mark.parametrize(("options", "format"), [(OLMO, "olmo_hybrid"), (QWEN, "qwen3_5")])
+def test_a_feed_forward_of_another_width_is_named(options, format):
+    widths = {"attention": options["attention"] | {"ffn_hidden": 40}, "ffn": {"hidden": 48}}
+    words = "ffn_hidden is {'gated_deltanet': 48, 'attention': 40}, needs one width for all layers"
+    refused(section(**options | widths), format, words)
+
+
 @pytest.mark.parametrize("option", [{"gate": True}, {"rope": {"fraction": 0.5}}])
 def test_gates_and_still_channels_are_no_llama(option):
     assert (
