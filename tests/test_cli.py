@@ -51,6 +51,15 @@ def test_only_a_launcher_makes_this_one_of_several_processes(monkeypatch):
     assert os.environ["LOCAL_RANK"] == "1"
 
 
+def test_convert_has_an_honest_name_beside_its_first(tmp_path, monkeypatch, capsys):
+    said = {
+        run_main("convert", name, str(tmp_path), str(tmp_path / "dst"), monkeypatch=monkeypatch, capsys=capsys)
+        for name in ("checkpoint", "llama")
+    }
+    fix = "give a folder with config.json and safetensors, or a .gguf file"
+    assert said == {(1, f"hybridlm: {tmp_path}: holds no config.json; {fix}\n")}
+
+
 def test_capacity_is_a_table():
     result = runner.invoke(
         cli.app, ["bench", "capacity", "--key-dim", "8", "--labels", "4", "--trials", "2"], env={"COLUMNS": "200"}

@@ -143,14 +143,15 @@ def mqar(
     run_synthetic(recipe, overrides or [], jobs, only, out, _console())
 
 
-@convert_app.command("llama")
-def convert_llama(
+@convert_app.command("llama", help="The same as `convert checkpoint`, by its first name.")
+@convert_app.command("checkpoint")
+def convert_checkpoint(
     src: Annotated[str, typer.Argument(metavar="SRC", help="a checkpoint folder with config.json, or a .gguf file")],
     dst: Annotated[Path, typer.Argument(metavar="DST", help="the run folder to make")],
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as stored")] = None,
 ) -> None:
     """Llama, Mistral, Qwen2, Qwen3, Qwen3.5 or OLMo Hybrid from disk: a run to score, to sample from or to train on."""
-    from .convert import convert_llama as convert
+    from .convert import convert_checkpoint as convert
 
     convert(src, dst, dtype, _console())
 

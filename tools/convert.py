@@ -1,4 +1,4 @@
-"""`hybridlm convert llama`: a published checkpoint as a run folder."""
+"""`hybridlm convert checkpoint`: a published checkpoint as a run folder."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from ..eval.console import stage
-from ..lm.hf.importing import import_llama
+from ..lm.hf.importing import import_checkpoint
 from ..lm.parts.errors import ConfigError
 from ..lm.parts.strict import nearest
 from ..lm.recipe.layers import describe
@@ -21,14 +21,14 @@ def dtype_named(name: str | None) -> torch.dtype | None:
     return DTYPES[name] if name else None
 
 
-def convert_llama(src: str, dst: Path, dtype: str | None, console: Console) -> None:
-    """Make the run folder `dst` of the Llama-family checkpoint `src`; see `import_llama`.
+def convert_checkpoint(src: str, dst: Path, dtype: str | None, console: Console) -> None:
+    """Make the run folder `dst` of the checkpoint `src`; see `import_checkpoint`.
 
     dtype: fp32, bf16 or fp16, of the weights on disk; None keeps them as they are stored.
     """
     kind = dtype_named(dtype)
     with stage(console, f"converting {src}"):
-        run = import_llama(src, dst, kind)
+        run = import_checkpoint(src, dst, kind)
     model = run.recipe.model
     size = (run.newest_checkpoint() / "model.safetensors").stat().st_size
     console.print(

@@ -1,16 +1,30 @@
-"""What kind of value each key of a config.json has, for the keys that any family reads.
+"""A checkpoint's JSON files, and what kind of value each key of a config.json has that any family reads.
 
 A file edited by hand is told which key is wrong, before a size of the wrong kind is computed with.
 """
 
+import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from ..parts.errors import CheckpointError
 from ..parts.strict import Strict
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError when the file holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); get the file again") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: holds no JSON object but a {type(found).__name__}; get the file again")
+    return found
 
 
 class Kinds(Strict):

@@ -35,12 +35,14 @@ def save_pretrained(
 ) -> Path:
     """Write the folder `path`, which must be absent or empty, and return it. Weights keep their dtype and their bits.
 
-    format: `llama` (Llama, Mistral, Qwen 2 or 3, whichever it is), `olmo_hybrid`, or `hybridlm`, the model type of this
-    project that transformers knows after `import hybridlm`; `auto` takes the first that describes the model exactly.
+    format: `llama` (Llama, Mistral, Qwen 2 or 3, whichever it is), `olmo_hybrid`, `qwen3_5`, or `hybridlm`, the model
+    type of this project that transformers knows after `import hybridlm`; `auto` takes the first that describes the
+    model exactly.
     tokenizer: one, or the folder with its files, written as AutoTokenizer reads it. max_shard: bytes of weights a file.
 
-    Raises ConfigError for an unknown format, a model that `format` cannot describe (naming every option that differs),
-    a tokenizer with more tokens than the model, and a destination that is not free. Nothing is left half-written.
+    Raises ConfigError for an unknown format, a model that `format` cannot describe (naming every option that differs
+    or that it does not know), a tokenizer with more tokens than the model, and a destination that is not free. Nothing
+    is left half-written.
     """
     path, family = Path(path), FAMILIES[choose_format(model.config, format)]
     ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}

@@ -1,7 +1,8 @@
 """The model types of transformers that this project writes and reads, by format and by `model_type`.
 
 A family is a module with `hf_config(model)`, the config.json of a model section, which raises ConfigError for a model
-that it cannot describe; `recipe_section(config)`, the way back; and `tensors(model)`: what each of ours is made of.
+that it cannot describe; `recipe_section(config)`, the way back; `tensors(model)`: what each of ours is made of; and,
+unless the format is our own, `KNOWN`, the options that it knows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from .families.stacked import Stacked
 
 if TYPE_CHECKING:
     from ..recipe.model import BaseModelConfig
-    from .reading import Stored
+    from .source import Stored
 
 # in the order in which `auto` tries them; the last describes every model
 FAMILIES: dict[str, ModuleType] = {

@@ -14,8 +14,10 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from ..data.tokenizer import JSON_FILE
 from ..parts.errors import CheckpointError, ConfigError
-from .reading import Stored
+from .source import Stored
+from .tokenizers import write_settings
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -55,7 +57,7 @@ PRE_TOKENIZERS = {
 
 
 class GGUF:
-    """A `reading.Source` over one .gguf file. Raises ConfigError for what it holds and we cannot read."""
+    """A `ModelSource` over one .gguf file. Raises ConfigError for what it holds and we cannot read."""
 
     def __init__(self, path: Path):
         try:
@@ -84,9 +86,6 @@ class GGUF:
         return values
 
     def write_tokenizer(self, folder: Path) -> None:
-        from ..data.tokenizer import JSON_FILE
-        from .tokenizers import write_settings
-
         tokenizer, settings = self._tokenizer()
         folder.mkdir(parents=True)
         tokenizer.save(str(folder / JSON_FILE))

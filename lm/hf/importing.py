@@ -25,20 +25,21 @@ from ..run import Run, code_revision
 from ..train.checkpoint import FORMAT
 from .config_file import ConfigFile
 from .families import hybridlm
-from .families.stacked import Part, Stacked
+from .families.stacked import SavedTensor, Stacked
 from .folders import check_free, whole_folder
 from .formats import family_of, tensors_of
-from .reading import Shards, Source, Weights, check, open_source
+from .opening import Shards, open_source
+from .source import ModelSource, Weights, check
 from .streaming import write_safetensors
 
 
-def import_llama(src: str | Path, dst: str | Path, dtype: torch.dtype | None = None) -> Run:
-    """Make the run folder `dst` of a Llama-family checkpoint: a folder of safetensors, or a .gguf file.
+def import_checkpoint(src: str | Path, dst: str | Path, dtype: torch.dtype | None = None) -> Run:
+    """Make the run folder `dst` of a checkpoint: a folder of safetensors, or a .gguf file.
 
     dtype: of the weights on disk; None keeps each as it is stored, float32 where it was quantised. Training the run
     goes on from these weights with a new optimizer. The folder is written aside and renamed when it is whole. Raises
-    ConfigError or CheckpointError, before anything is written, when the source is not whole or not of the family, or
-    there is something at `dst`.
+    ConfigError or CheckpointError, before anything is written, when the source is not whole or of a model type that is
+    not read, or there is something at `dst`.
     """
     dst = Path(dst).expanduser()
     check_free(dst)
@@ -65,25 +66,28 @@ def import_llama(src: str | Path, dst: str | Path, dtype: torch.dtype | None = N
     return Run(dst)
 
 
+import_llama = import_checkpoint  # older scripts use this name
+
+
 def load_pretrained(path: str | Path, *, dtype: torch.dtype | None = None) -> HybridLM:
-    """A model in evaluation mode from a run folder, a Llama-family folder or .gguf file, or an exported folder.
+    """A model in evaluation mode from a run folder, a checkpoint folder of a model type that is read, or a .gguf file.
 
     dtype: of the parameters; None takes the widest that is stored. Parameters that a mixer keeps in float32 stay so.
-    Raises ConfigError or CheckpointError as `import_llama` does.
+    Raises ConfigError or CheckpointError as `import_checkpoint` does.
     """
     path = Path(path).expanduser()
     if (path / "recipe.yaml").is_file():
         run = Run(path)
         weights: Weights = Shards(run.newest_checkpoint(), ["model.safetensors"])
         model = run.recipe.model
-        own = (Stacked(row.name, (Part(row.name, row.shape),)) for row in hybridlm.tensors(model))
+        own = (Stacked(row.name, (SavedTensor(row.name, row.shape),)) for row in hybridlm.tensors(model))
         return _fill(model, weights, check(weights, own), dtype)
     source = open_source(path)
     model, plan = _plan(source)
     return _fill(model, source, plan, dtype)
 
 
-def _plan(source: Source) -> tuple[ModelConfig, list[Stacked]]:
+def _plan(source: ModelSource) -> tuple[ModelConfig, list[Stacked]]:
     """The model that a source describes, and where each of its tensors comes from, both checked."""
     try:
         family = family_of(source.config)
@@ -128,7 +132,7 @@ def _fill(model: ModelConfig, source: Weights, plan: list[Stacked], dtype: torch
     return net.eval()
 
 
-def _recipe(source: Source, dst: Path, model: ModelConfig, dtypes: set[torch.dtype]) -> Recipe:
+def _recipe(source: ModelSource, dst: Path, model: ModelConfig, dtypes: set[torch.dtype]) -> Recipe:
     """How to score the imported model, and to go on training it until someone says better."""
     half = torch.float32 not in dtypes and torch.float64 not in dtypes
     train: dict[str, Any] = {

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..data.files import atomic
-from .reading import DTYPES
 
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

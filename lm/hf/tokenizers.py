@@ -10,7 +10,7 @@ import tokenizers
 from ..data.files import write_atomically
 from ..data.tokenizer import CONFIG_FILE, JSON_FILE, MODEL_FILE
 from ..parts.errors import CheckpointError, ConfigError
-from .reading import read_json
+from .config_file import read_json
 
 # beside the tokenizer itself: chat templates, the special tokens' names
 COMPANIONS = ("special_tokens_map.json", "chat_template.jinja", "chat_template.json", "generation_config.json")

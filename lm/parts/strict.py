@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import ConfigError
 
-__all__ = ["ConfigError", "Strict", "nearest"]
-
 
 class Strict(BaseModel):
     """Base of every configuration class: no unknown keys, defaults validated, assignments validated."""

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hybridlm.lm.hf import load_pretrained
-from hybridlm.lm.hf.importing import import_llama
+from hybridlm.lm.hf.importing import import_checkpoint
 from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.llamas import ids, save
 from hybridlm.tests.oracles import assert_close
@@ -104,7 +104,7 @@ def test_quantised_tensors_are_near(tmp_path, make, quant, bound):
     for name, tensor in load_pretrained(tmp_path / "src").state_dict().items():
         assert_close(mine.state_dict()[name], tensor, bound, name)
     half = {"F16": torch.float16, "BF16": torch.bfloat16}
-    matrix = import_llama(tmp_path / "x.gguf", tmp_path / "run").newest_checkpoint() / "model.safetensors"
+    matrix = import_checkpoint(tmp_path / "x.gguf", tmp_path / "run").newest_checkpoint() / "model.safetensors"
     assert load_file(matrix)["blocks.0.mixer.o_proj.weight"].dtype == half.get(quant, torch.float32)
 
 
@@ -120,7 +120,7 @@ def test_the_tokenizer_and_its_template(tmp_path, make):
     from transformers import AutoTokenizer
 
     make()
-    run = import_llama(tmp_path / "x.gguf", tmp_path / "run")
+    run = import_checkpoint(tmp_path / "x.gguf", tmp_path / "run")
     original = AutoTokenizer.from_pretrained(tmp_path / "src")
     kept = AutoTokenizer.from_pretrained(run.folder / "tokenizer")
     for text in ("the cat  sat on 0123", "that</s> was\n\nthe mat", ""):
@@ -141,7 +141,7 @@ def test_the_tokenizer_and_its_template(tmp_path, make):
 def test_what_is_not_read(tmp_path, make, metadata, words):
     make(metadata=metadata)
     with pytest.raises(ConfigError, match=words):
-        import_llama(tmp_path / "x.gguf", tmp_path / "run")
+        import_checkpoint(tmp_path / "x.gguf", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -123,7 +123,7 @@ def test_every_option_that_is_no_olmo_hybrid_is_named():
     refused(
         model,
         "olmo_hybrid",
-        "layers is ['attention', 'gated_deltanet', 'gla'], needs both attention and gated_deltanet, and no other",
+        "layers is ['attention', 'gated_deltanet', 'gla'], needs attention and gated_deltanet, and no other",
         "logit_softcap is 3.0, needs None",
         "ffn.bias is True, needs False",
         "attention.norm is 'pre', needs 'post'",
@@ -159,6 +159,13 @@ def test_every_option_that_is_no_qwen3_5_is_named():
         "qwen3_5",
         "gated_deltanet.allow_negative_eigenvalues is True, needs False",
     )
+
+
+@pytest.mark.parametrize(("options", "format"), [(OLMO, "olmo_hybrid"), (QWEN, "qwen3_5")])
+def test_a_feed_forward_of_another_width_is_named(options, format):
+    widths = {"attention": options["attention"] | {"ffn_hidden": 40}, "ffn": {"hidden": 48}}
+    words = "ffn_hidden is {'gated_deltanet': 48, 'attention': 40}, needs one width for all layers"
+    refused(section(**options | widths), format, words)
 
 
 @pytest.mark.parametrize("option", [{"gate": True}, {"rope": {"fraction": 0.5}}])

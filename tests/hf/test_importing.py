@@ -16,9 +16,9 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from hybridlm.lm import HybridLM
-from hybridlm.lm.hf import load_pretrained, reading, save_pretrained
+from hybridlm.lm.hf import importing, load_pretrained, opening, save_pretrained
 from hybridlm.lm.hf.families.llama import hf_config, recipe_section
-from hybridlm.lm.hf.importing import import_llama
+from hybridlm.lm.hf.importing import import_checkpoint
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.lm.recipe.recipe import Recipe
@@ -180,7 +180,7 @@ def test_old_files_with_frequencies_and_a_tied_head(tmp_path):
 
 def test_a_run_folder_that_does_what_runs_do(tmp_path):
     theirs = save(tmp_path / "src", "qwen2", num_hidden_layers=3, **WINDOWS[1])
-    run = import_llama(tmp_path / "src", tmp_path / "runs" / "mine")
+    run = import_checkpoint(tmp_path / "src", tmp_path / "runs" / "mine")
     assert run.newest_checkpoint().name == "step-000000" and run.recipe.name == "mine"
     assert [spec.options.window for spec in run.recipe.model.layer_specs()] == [None, 7, 7]
     assert json.loads((run.folder / "code.json").read_text())["hybridlm"]
@@ -194,10 +194,14 @@ def test_a_run_folder_that_does_what_runs_do(tmp_path):
     assert "".join(written).startswith("the cat")
 
 
+def test_older_scripts_import_by_the_first_name():
+    assert importing.import_llama is import_checkpoint
+
+
 def test_weights_keep_their_dtype_unless_told(tmp_path):
     save(tmp_path / "src", dtype=torch.bfloat16)
-    kept = import_llama(tmp_path / "src", tmp_path / "kept")
-    wide = import_llama(tmp_path / "src", tmp_path / "wide", torch.float32)
+    kept = import_checkpoint(tmp_path / "src", tmp_path / "kept")
+    wide = import_checkpoint(tmp_path / "src", tmp_path / "wide", torch.float32)
     stored = [load_file(run.newest_checkpoint() / "model.safetensors") for run in (kept, wide)]
     for weights, dtype in zip(stored, (torch.bfloat16, torch.float32), strict=True):
         assert {x.dtype for x in weights.values()} == {dtype}
@@ -212,7 +216,7 @@ def test_weights_keep_their_dtype_unless_told(tmp_path):
 def test_there_and_back_is_bitwise(tmp_path, kind, dtype):
     options = {"tie_word_embeddings": True} if kind == "qwen2" else {}
     save(tmp_path / "src", kind, dtype=dtype, shard="30KB", **options)
-    run = import_llama(tmp_path / "src", tmp_path / "run")
+    run = import_checkpoint(tmp_path / "src", tmp_path / "run")
     save_pretrained(load_pretrained(run.folder), tmp_path / "out")
     back = load_file(tmp_path / "out" / "model.safetensors")
     given = {}
@@ -227,7 +231,7 @@ def test_there_and_back_is_bitwise(tmp_path, kind, dtype):
 
 def test_training_goes_on_from_the_weights(tmp_path, tiny_recipe):
     save(tmp_path / "src", dtype=torch.bfloat16)
-    run = import_llama(tmp_path / "src", tmp_path / "run")
+    run = import_checkpoint(tmp_path / "src", tmp_path / "run")
     before = run.load_model()
     data = yaml.safe_load(tiny_recipe.read_text())["data"]
     given = [f"data.{key}={json.dumps(data[key])}" for key in ("train", "valid", "cache", "workers")]
@@ -244,7 +248,7 @@ def test_training_goes_on_from_the_weights(tmp_path, tiny_recipe):
 def test_a_tokenizer_survives_training(tmp_path):
     save(tmp_path / "src")
     save_tokenizer(tmp_path / "src", chat_template="{{ messages[0].content }}")
-    run = import_llama(tmp_path / "src", tmp_path / "run")
+    run = import_checkpoint(tmp_path / "src", tmp_path / "run")
     run.tokenizer().save(run.folder / "tokenizer")  # as training does
     kept = json.loads((run.folder / "tokenizer" / "tokenizer_config.json").read_text())
     assert kept["chat_template"] == "{{ messages[0].content }}" and kept["bos_token"] == "<s>"
@@ -268,23 +272,23 @@ def test_a_failure_leaves_the_destination_as_it_was(tmp_path, monkeypatch, there
             raise OSError("the disk is gone")
         return original(self, name)
 
-    original = reading.Folder.read
-    monkeypatch.setattr(reading.Folder, "read", read)
+    original = opening.Folder.read
+    monkeypatch.setattr(opening.Folder, "read", read)
     with pytest.raises(OSError, match="the disk is gone"):
-        import_llama(tmp_path / "src", dst)
+        import_checkpoint(tmp_path / "src", dst)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if "src" not in p.parts)
     assert left == (["runs", "runs/mine"] if there else [])
     monkeypatch.undo()
-    assert import_llama(tmp_path / "src", dst).load_model()
+    assert import_checkpoint(tmp_path / "src", dst).load_model()
 
 
 def test_a_killed_import_leaves_no_destination(tmp_path):
     save(tmp_path / "src")
     code = (
         "import os, signal, sys\n"
-        "from hybridlm.lm.hf import importing, reading\n"
-        "reading.Folder.read = lambda self, name: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "importing.import_llama(sys.argv[1], sys.argv[2])\n"
+        "from hybridlm.lm.hf import importing, opening\n"
+        "opening.Folder.read = lambda self, name: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "importing.import_checkpoint(sys.argv[1], sys.argv[2])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "src"), str(tmp_path / "dst")], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -298,7 +302,7 @@ def test_a_destination_in_use_is_refused_and_left(tmp_path):
     (dst / "notes.txt").write_text("mine")
     before = contents(tmp_path)
     with pytest.raises(ConfigError, match="not an empty folder; give another destination"):
-        import_llama(tmp_path / "src", dst)
+        import_checkpoint(tmp_path / "src", dst)
     assert contents(tmp_path) == before
 
 
@@ -307,7 +311,7 @@ def test_a_destination_that_cannot_be(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     before = contents(tmp_path)
     with pytest.raises(ConfigError, match=r"notes.txt is a file; give another destination"):
-        import_llama(tmp_path / "src", tmp_path / "notes.txt" / "deep" / "dst")
+        import_checkpoint(tmp_path / "src", tmp_path / "notes.txt" / "deep" / "dst")
     assert contents(tmp_path) == before
 
 
@@ -322,11 +326,11 @@ def test_memory_is_the_largest_tensor_beside_the_model(tmp_path):
         "import re, sys\n"
         "from pathlib import Path\n"
         "from hybridlm.lm.hf import load_pretrained\n"
-        "from hybridlm.lm.hf.importing import import_llama\n"
+        "from hybridlm.lm.hf.importing import import_checkpoint\n"
         "def peak():\n"  # not ru_maxrss, in which the peak of the process that started this one counts
         "    return 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "def step(name):\n"
-        "    import_llama(f'{sys.argv[1]}/{name}', f'{sys.argv[1]}/{name}-run')\n"
+        "    import_checkpoint(f'{sys.argv[1]}/{name}', f'{sys.argv[1]}/{name}-run')\n"
         "    yield peak()\n"
         "    model = load_pretrained(f'{sys.argv[1]}/{name}-run')\n"
         "    yield peak()\n"

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
-from hybridlm.lm.hf.importing import import_llama
+from hybridlm.lm.hf.importing import import_checkpoint
 from hybridlm.tests.hf.llamas import VOCAB, edit_config, save, save_tokenizer
 
 TEXTS = ["the cat sat", " on  the\n\nmat, 0123", "that</s> was", "", "<s>", "the"]
@@ -20,7 +20,7 @@ def src(tmp_path):
 
 def test_every_text_is_encoded_as_autotokenizer_does(src, tmp_path):
     theirs = AutoTokenizer.from_pretrained(src)
-    mine = import_llama(src, tmp_path / "dst").tokenizer()
+    mine = import_checkpoint(src, tmp_path / "dst").tokenizer()
     for text in TEXTS:
         assert mine.encode(text) == theirs(text, add_special_tokens=False).input_ids
         ids = mine.encode(text)
@@ -32,7 +32,7 @@ def test_a_call_that_was_saved_with_the_tokenizer_cuts_nothing(src, tmp_path):
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=9)
     tokenizer.save(str(src / "tokenizer.json"))
-    mine = import_llama(src, tmp_path / "dst").tokenizer()
+    mine = import_checkpoint(src, tmp_path / "dst").tokenizer()
     theirs = AutoTokenizer.from_pretrained(src)
     for text in TEXTS:
         assert mine.encode(text) == theirs(text, add_special_tokens=False).input_ids
@@ -55,13 +55,13 @@ def test_bos_and_eos_are_those_of_the_checkpoint(src, tmp_path, settings, config
     (src / "generation_config.json").unlink()
     if generation:
         (src / "generation_config.json").write_text(json.dumps(generation))
-    mine = import_llama(src, tmp_path / "dst").tokenizer()
+    mine = import_checkpoint(src, tmp_path / "dst").tokenizer()
     assert (mine.bos_id, mine.eos_id) == expected
 
 
 def test_chat_templates_are_kept(src, tmp_path):
     (src / "chat_template.jinja").write_text("{{ messages[0].content }}!")
-    run = import_llama(src, tmp_path / "dst")
+    run = import_checkpoint(src, tmp_path / "dst")
     kept = AutoTokenizer.from_pretrained(run.folder / "tokenizer")
     assert kept.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
 
@@ -73,6 +73,6 @@ def test_a_sentencepiece_model_alone(src, tmp_path):
     save(tmp_path / "wide", vocab_size=300)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "wide" / name).replace(src / name)
-    mine = import_llama(src, tmp_path / "dst").tokenizer()
+    mine = import_checkpoint(src, tmp_path / "dst").tokenizer()
     assert mine.fingerprint == Tokenizer.load(src / "tokenizer.model").fingerprint
     assert VOCAB < mine.vocab_size == 300

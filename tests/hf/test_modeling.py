@@ -51,8 +51,9 @@ def test_greedy_generation_is_our_own(mixer):
     """Token for token, and with the logits that the whole sequence has in one forward."""
     own = build(pattern=[mixer, mixer], tie_embeddings=False)
     ids = tokens(2, 9)
-    how = {"return_dict_in_generate": True, "output_logits": True}
-    found = wrap(own).generate(ids, max_new_tokens=12, do_sample=False, **how, **NO_END)
+    found = wrap(own).generate(
+        ids, max_new_tokens=12, do_sample=False, return_dict_in_generate=True, output_logits=True, **NO_END
+    )
     assert torch.equal(found.sequences, own.generate(ids, 12, temperature=0))
     assert_close(torch.stack(found.logits, 1), own(found.sequences).logits[:, 8:-1], 1e-5, "logits")
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hybridlm.lm.hf import load_pretrained
-from hybridlm.lm.hf.importing import import_llama
+from hybridlm.lm.hf.importing import import_checkpoint
 from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.llamas import edit_config, save, save_tokenizer
 
@@ -19,7 +19,7 @@ def refused(src: Path, error: type[Exception], *words: str) -> None:
     """The import fails with one line that has all of `words`, and writes nothing."""
     dst = src.parent / "dst"
     with pytest.raises(error) as caught:
-        import_llama(src, dst)
+        import_checkpoint(src, dst)
     message = str(caught.value)
     assert "\n" not in message and str(src) in message, message
     for word in words:

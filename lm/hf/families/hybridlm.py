@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...parts.errors import ConfigError
-from .stacked import Part, Stacked
+from .stacked import SavedTensor, Stacked
 
 if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
@@ -39,4 +39,4 @@ def tensors(model: "BaseModelConfig") -> Iterator[Stacked]:
         weights = HybridLM(model).state_dict()
     for name, tensor in weights.items():
         if not (model.tie_embeddings and name == "lm_head.weight"):
-            yield Stacked(name, (Part(f"model.{name}", tuple(tensor.shape)),))
+            yield Stacked(name, (SavedTensor(f"model.{name}", tuple(tensor.shape)),))

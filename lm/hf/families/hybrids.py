@@ -1,18 +1,16 @@
 """What transformers' models of GatedDeltaNet and full attention have in common: configuration and tensors, both ways.
 
-A family gives the options that have one possible value (`Needed`, by section; "" is the model's own), and the names of
-those that it is free in beyond what is here.
+A family adds to the options that are known here: those that have one possible value, and those that it is free in.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...parts.errors import ConfigError
+from .allowed import EVERYWHERE, Known, KnownOptions, differs, joined, refusals
 
 if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
-
-Needed = Mapping[str, Mapping[str, Any]]
 
 LAYERS = {"gated_deltanet": "linear_attention", "attention": "full_attention"}
 # options that all layers of a kind must share, and the names of those in the configuration
@@ -35,53 +33,35 @@ SIZES = {
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
-EVERYWHERE = {"positions": "none", "logit_softcap": None}
+NO_SCALING = (  # of RoPE, so that what shapes one is not read
+    *("factor", "original_context", "low_freq_factor", "high_freq_factor"),
+    *("beta_slow", "beta_fast", "attention_factor", "truncate"),
+)
+HYBRIDS = joined(
+    EVERYWHERE,
+    {
+        "ffn": KnownOptions(fixed={"bias": False}),
+        "attention": KnownOptions(
+            translated=(*SHARED["attention"], "head_dim", "ffn_hidden"),
+            fixed={"bias": "none", "window": None, "freeze_qk": False, "tie_qk": False},
+            unused=("dropout",),
+        ),
+        "attention.rope": KnownOptions(translated=("theta",), fixed={"scaling": "none"}, unused=NO_SCALING),
+        "gated_deltanet": KnownOptions(
+            translated=(*SHARED["gated_deltanet"], "ffn_hidden"),
+            fixed={"norm": "pre"},
+            unused=("chunk_size", "recompute"),
+        ),
+    },
+)
 
 
-def differences(model: "BaseModelConfig", needed: Needed, free: Iterable[str]) -> Iterator[str]:
-    """What of `model` no hybrid, or not this one, can have: option, value and what is needed.
-
-    free: further options as `section.option` that may have any value, one for all layers.
-    """
-    specs = model.layer_specs()
-    names = {spec.mixer for spec in specs}
-    if names != LAYERS.keys():
-        yield _differs("layers", sorted(names), "both attention and gated_deltanet, and no other")
-    for option, value in (EVERYWHERE | dict(needed[""])).items():
-        if getattr(model, option) != value:
-            yield _differs(option, getattr(model, option), repr(value))
-    if model.ffn is None:
-        yield _differs("ffn", None, "a feed-forward")
-    elif model.ffn.bias:
-        yield _differs("ffn.bias", True, "False")
-    if len(widths := distinct(spec.options.ffn_hidden for spec in specs)) > 1:
-        yield _differs("ffn_hidden", widths, "one width for all layers")
-    for name in sorted(names & LAYERS.keys()):
-        layers: list[Any] = [spec.options for spec in specs if spec.mixer == name]
-        for option, value in needed[name].items():
-            for found in distinct(getattr(layer, option) for layer in layers):
-                if found != value:
-                    yield _differs(f"{name}.{option}", found, repr(value))
-        own = (option.partition(".")[2] for option in free if option.startswith(f"{name}."))
-        for option in (*SHARED[name], *own):
-            if len(values := distinct(getattr(layer, option) for layer in layers)) > 1:
-                yield _differs(f"{name}.{option}", values, "one value for all layers")
-        for rope in distinct(layer.rope for layer in layers) if name == "attention" else ():
-            if rope is not None and rope.scaling != "none":
-                yield _differs("attention.rope.scaling", rope.scaling, "'none'")
-
-
-def _differs(name: str, value: Any, needed: str) -> str:
-    return f"{name} is {value!r}, needs {needed}"
-
-
-def distinct(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in order."""
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+def differences(model: "BaseModelConfig", known: Known) -> Iterator[str]:
+    """What of `model` the hybrid with these lists cannot have, or does not know."""
+    yield from refusals(model, known)
+    widths = {name: options.ffn_hidden for name, options in options_of(model).items()}
+    if len(set(widths.values())) > 1:
+        yield differs("ffn_hidden", widths, "one width for all layers")
 
 
 def options_of(model: "BaseModelConfig") -> dict[str, Any]:
@@ -104,7 +84,7 @@ def common_config(model: "BaseModelConfig") -> dict[str, Any]:
     }
 
 
-def common_section(config: dict[str, Any], needed: Needed, allowed: Mapping[str, Any]) -> dict[str, Any]:
+def common_section(config: dict[str, Any], known: Known, allowed: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a recipe's model section that every config.json gives; `allowed` values, by key, are all we have.
 
     Raises ConfigError for others, for a layer type that is neither, and KeyError for a size that is missing.
@@ -128,8 +108,13 @@ def common_section(config: dict[str, Any], needed: Needed, allowed: Mapping[str,
     if problems:
         raise ConfigError(f"{config['model_type']} config.json: {'; '.join(problems)}")
     sections = {
-        name: dict(needed[name]) | {ours: config[theirs] for ours, theirs in SHARED[name].items()} for name in LAYERS
+        name: dict(known[name].fixed) | {ours: config[theirs] for ours, theirs in SHARED[name].items()}
+        for name in LAYERS
     }
-    sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
-    layers = [kinds[kind] for kind in config["layer_types"]]
-    return sizes | dict(needed[""]) | sections | {"layers": layers, "ffn": {"hidden": config["intermediate_size"]}}
+    return {
+        **{ours: config[theirs] for ours, theirs in SIZES.items()},
+        **known[""].fixed,
+        **sections,
+        "layers": [kinds[kind] for kind in config["layer_types"]],
+        "ffn": {"hidden": config["intermediate_size"], **known["ffn"].fixed},
+    }

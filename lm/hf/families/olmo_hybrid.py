@@ -8,34 +8,35 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...parts.errors import ConfigError
-from .hybrids import common_config, common_section, differences, distinct, options_of
-from .stacked import Kernel, Part, Stacked, ffn, linear, vector, whole
+from .allowed import KnownOptions, differs, distinct, joined
+from .hybrids import HYBRIDS, common_config, common_section, differences, options_of
+from .stacked import ConvKernels, SavedTensor, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
-    from ..reading import Stored
+    from ..source import Stored
 
 MODEL_TYPE, ARCHITECTURE = "olmo_hybrid", "OlmoHybridForCausalLM"
 
-NEEDED: dict[str, dict[str, Any]] = {
-    "": {"zero_centered_norms": False},
-    "attention": {"norm": "post", "qk_norm": "full", "bias": "none", "window": None, "gate": False},
-    "gated_deltanet": {"norm": "pre", "norm_eps": 1e-5},
-}
-FREE = ("attention.head_dim", "attention.rope", "gated_deltanet.allow_negative_eigenvalues")
+KNOWN = joined(
+    HYBRIDS,
+    {
+        "": KnownOptions(fixed={"zero_centered_norms": False}),
+        "attention": KnownOptions(translated=("rope",), fixed={"norm": "post", "qk_norm": "full", "gate": False}),
+        "attention.rope": KnownOptions(fixed={"fraction": 1.0}),
+        "gated_deltanet": KnownOptions(translated=("allow_negative_eigenvalues",), fixed={"norm_eps": 1e-5}),
+    },
+)
 # norms that transformers names otherwise when it saves a model that it has not loaded
 OTHER_NAMES = {"input_layernorm": "attention_layer_norm", "post_attention_layernorm": "feedforward_layer_norm"}
 
 
 def _differences(model: "BaseModelConfig") -> Iterator[str]:
-    yield from differences(model, NEEDED, FREE)
+    yield from differences(model, KNOWN)
     layers: list[Any] = [spec.options for spec in model.layer_specs() if spec.mixer == "attention"]
     for heads, width in distinct((layer.n_heads, layer.head_dim) for layer in layers):
         if heads * width != model.d_model:
-            yield f"attention.head_dim is {width}, needs d_model / n_heads, which is {model.d_model / heads:g}"
-    for rope in distinct(layer.rope for layer in layers):
-        if rope is not None and rope.fraction != 1:
-            yield f"attention.rope.fraction is {rope.fraction}, needs 1.0"
+            yield differs("attention.head_dim", width, f"d_model / n_heads, which is {model.d_model / heads:g}")
 
 
 def hf_config(model: "BaseModelConfig") -> dict[str, Any]:
@@ -59,7 +60,7 @@ def recipe_section(config: dict[str, Any]) -> dict[str, Any]:
     """The model section of a recipe for a config.json. Raises ConfigError for what this project has no equal for, and
     KeyError for a size that is missing: transformers' defaults are those of one published model.
     """
-    section = common_section(config, NEEDED, {"linear_use_gate": True})
+    section = common_section(config, KNOWN, {"linear_use_gate": True})
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
     section["attention"] |= {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
     section["attention"] |= {"rope": None if theta is None else {"theta": theta}}
@@ -95,8 +96,8 @@ def _gated_deltanet(options: Any, d: int) -> Iterator[Stacked]:
     yield from linear("mixer.ab_proj", {"linear_attn.a_proj": heads, "linear_attn.b_proj": heads}, d)
     yield from linear("mixer.g_proj", {"linear_attn.g_proj": v}, d)
     yield from linear("mixer.o_proj", {"linear_attn.o_proj": d}, v)
-    kernels = (Part(f"linear_attn.{x}_conv1d.weight", (n, 1, options.conv_size)) for x, n in channels.items())
-    yield Kernel("mixer.conv", tuple(kernels))
+    kernels = (SavedTensor(f"linear_attn.{x}_conv1d.weight", (n, 1, options.conv_size)) for x, n in channels.items())
+    yield ConvKernels("mixer.conv", tuple(kernels))
     for name, n in (("o_norm.weight", options.v_head_dim), ("A_log", heads), ("dt_bias", heads)):
         yield vector(f"mixer.{name}", f"linear_attn.{name}", n)
 
@@ -105,8 +106,8 @@ def as_stored(row: Stacked, stored: "Mapping[str, Stored]") -> Stacked:
     """A row of `tensors` as a checkpoint has it: under the names of the published model, which servers know, or as
     transformers itself saves a model, with other norm names and the kernels joined or cut into thirds.
     """
-    if isinstance(row, Kernel):
-        return Kernel(row.name, _kernel_parts(row, stored))
+    if isinstance(row, ConvKernels):
+        return ConvKernels(row.name, _kernel_parts(row, stored))
     parts = []
     for part in row.parts:
         stem, layer_norm = part.name.rpartition(".")[0].rpartition(".")[::2]
@@ -115,11 +116,11 @@ def as_stored(row: Stacked, stored: "Mapping[str, Stored]") -> Stacked:
     return Stacked(row.name, tuple(parts))
 
 
-def _kernel_parts(row: Stacked, stored: "Mapping[str, Stored]") -> tuple[Part, ...]:
+def _kernel_parts(row: Stacked, stored: "Mapping[str, Stored]") -> tuple[SavedTensor, ...]:
     channels, width = row.shape
     if (fused := row.parts[0].name.replace("q_conv1d", "conv1d")) in stored:
-        return (Part(fused, (channels, 1, width)),)
+        return (SavedTensor(fused, (channels, 1, width)),)
     thirds = tuple(
-        Part(part.name, (*stored[part.name].shape[:1], 1, width)) for part in row.parts if part.name in stored
+        SavedTensor(part.name, (*stored[part.name].shape[:1], 1, width)) for part in row.parts if part.name in stored
     )
     return thirds if sum(part.shape[0] for part in thirds) == channels else row.parts

@@ -9,32 +9,34 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...parts.errors import ConfigError
-from .hybrids import common_config, common_section, differences, options_of
-from .stacked import Kernel, Part, Stacked, ffn, linear, vector, whole
+from .allowed import KnownOptions, differs, distinct, joined
+from .hybrids import HYBRIDS, common_config, common_section, differences, options_of
+from .stacked import ConvKernels, SavedTensor, Stacked, ffn, linear, vector, whole
 
 if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
 
 MODEL_TYPE, ARCHITECTURE = "qwen3_5_text", "Qwen3_5ForCausalLM"
 
-FREE = ("attention.head_dim", "attention.rope")
+KNOWN = joined(
+    HYBRIDS,
+    {
+        "": KnownOptions(fixed={"zero_centered_norms": True}),
+        "attention": KnownOptions(given={"rope": "RoPE"}, fixed={"norm": "pre", "qk_norm": "head", "gate": True}),
+        "attention.rope": KnownOptions(translated=("fraction",)),
+        "gated_deltanet": KnownOptions(translated=("norm_eps",), fixed={"allow_negative_eigenvalues": False}),
+    },
+)
 PARTIAL = "partial_rotary_factor"
 PUBLISHED_PART = 0.25  # of a head's channels that turn where config.json does not say
 
 
-def _needed(norm_eps: float) -> dict[str, dict[str, Any]]:
-    """There is one epsilon, that of GatedDeltaNet's norms included."""
-    return {
-        "": {"zero_centered_norms": True},
-        "attention": {"norm": "pre", "qk_norm": "head", "bias": "none", "window": None, "gate": True},
-        "gated_deltanet": {"norm": "pre", "norm_eps": norm_eps, "allow_negative_eigenvalues": False},
-    }
-
-
 def _differences(model: "BaseModelConfig") -> Iterator[str]:
-    yield from differences(model, _needed(model.norm_eps), FREE)
-    if "attention" in (options := options_of(model)) and options["attention"].rope is None:
-        yield "attention.rope is None, needs RoPE"
+    yield from differences(model, KNOWN)
+    layers: list[Any] = [spec.options for spec in model.layer_specs() if spec.mixer == "gated_deltanet"]
+    for eps in distinct(layer.norm_eps for layer in layers):
+        if eps != model.norm_eps:
+            yield differs("gated_deltanet.norm_eps", eps, f"{model.norm_eps!r}, as there is one for all norms")
 
 
 def hf_config(model: "BaseModelConfig") -> dict[str, Any]:
@@ -68,11 +70,12 @@ def recipe_section(config: dict[str, Any]) -> dict[str, Any]:
     """The model section of a recipe for a config.json. Raises ConfigError for what this project has no equal for, and
     KeyError for a size that is missing: transformers' defaults are those of one published model.
     """
-    section = common_section(config, _needed(config["rms_norm_eps"]), {"attn_output_gate": True})
+    section = common_section(config, KNOWN, {"attn_output_gate": True})
     rope = config.get("rope_parameters") or {}
     fraction = rope.get(PARTIAL, config.get(PARTIAL, PUBLISHED_PART))
     rope_section = {"theta": rope["rope_theta"], "fraction": fraction}
     section["attention"] |= {"head_dim": config["head_dim"], "rope": rope_section}
+    section["gated_deltanet"] |= {"norm_eps": config["rms_norm_eps"]}
     return section
 
 
@@ -103,6 +106,6 @@ def _gated_deltanet(options: Any, d: int) -> Iterator[Stacked]:
     yield from linear("mixer.ab_proj", {"linear_attn.in_proj_a": heads, "linear_attn.in_proj_b": heads}, d)
     yield from linear("mixer.g_proj", {"linear_attn.in_proj_z": v}, d)
     yield from linear("mixer.o_proj", {"linear_attn.out_proj": d}, v)
-    yield Kernel("mixer.conv", (Part("linear_attn.conv1d.weight", (2 * k + v, 1, options.conv_size)),))
+    yield ConvKernels("mixer.conv", (SavedTensor("linear_attn.conv1d.weight", (2 * k + v, 1, options.conv_size)),))
     for ours, n in (("o_norm.weight", options.v_head_dim), ("A_log", heads), ("dt_bias", heads)):
         yield vector(f"mixer.{ours}", f"linear_attn.{ours.removeprefix('o_')}", n)

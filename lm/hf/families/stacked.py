@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from ...recipe.model import BaseModelConfig
 
 
-class Part(NamedTuple):
-    """A tensor of a checkpoint."""
+class SavedTensor(NamedTuple):
+    """A tensor of a checkpoint, under the name and with the shape that it has there."""
 
     name: str
     shape: tuple[int, ...]
@@ -21,7 +21,7 @@ class Stacked(NamedTuple):
     """One of our tensors, and the checkpoint's whose rows it stacks in this order."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[SavedTensor, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,7 +37,7 @@ class Stacked(NamedTuple):
         return {part.name: piece for part, piece in zip(self.parts, rows, strict=True)}
 
 
-class Kernel(Stacked):
+class ConvKernels(Stacked):
     """Convolution kernels: [channels, width] here, [channels, 1, width] there."""
 
     @property
@@ -53,14 +53,14 @@ class Kernel(Stacked):
 
 
 def vector(name: str, theirs: str, n: int) -> Stacked:
-    return Stacked(name, (Part(theirs, (n,)),))
+    return Stacked(name, (SavedTensor(theirs, (n,)),))
 
 
 def linear(name: str, rows: Mapping[str, int], columns: int, bias: bool = False) -> Iterator[Stacked]:
     """A matrix here, and its bias if it has one, of the projections there that it stacks, with their number of rows."""
-    yield Stacked(f"{name}.weight", tuple(Part(f"{theirs}.weight", (n, columns)) for theirs, n in rows.items()))
+    yield Stacked(f"{name}.weight", tuple(SavedTensor(f"{theirs}.weight", (n, columns)) for theirs, n in rows.items()))
     if bias:
-        yield Stacked(f"{name}.bias", tuple(Part(f"{theirs}.bias", (n,)) for theirs, n in rows.items()))
+        yield Stacked(f"{name}.bias", tuple(SavedTensor(f"{theirs}.bias", (n,)) for theirs, n in rows.items()))
 
 
 def ffn(options: Any, model: "BaseModelConfig") -> Iterator[Stacked]:
@@ -76,7 +76,7 @@ def whole(model: "BaseModelConfig", layers: Iterable[Iterable[Stacked]]) -> Iter
     yield from linear("embed", {"model.embed_tokens": model.vocab_size}, model.d_model)
     for i, rows in enumerate(layers):
         for row in rows:
-            parts = tuple(Part(f"model.layers.{i}.{part.name}", part.shape) for part in row.parts)
+            parts = tuple(SavedTensor(f"model.layers.{i}.{part.name}", part.shape) for part in row.parts)
             yield type(row)(f"blocks.{i}.{row.name}", parts)
     yield vector("norm.weight", "model.norm.weight", model.d_model)
     if not model.tie_embeddings:

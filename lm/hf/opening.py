@@ -1,62 +1,32 @@
-"""Checkpoints of the Llama family on disk: a folder of safetensors, read tensor by tensor, and the checks before it."""
+"""Opening a checkpoint from elsewhere: a folder of safetensors, read tensor by tensor, or a .gguf file."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..parts.errors import CheckpointError, ConfigError
-from .families.stacked import Stacked
+from .config_file import read_json
+from .gguf import GGUF
+from .source import ModelSource, Stored
+from .streaming import DTYPES
+from .tokenizers import copy_tokenizer
 
 if TYPE_CHECKING:
     from safetensors import safe_open as Handle
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-class Stored(NamedTuple):
-    """A tensor as it lies on the disk; `dtype` is what reading it gives."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class Weights(Protocol):
-    """Tensors on the disk by name; `path` is for messages."""
-
-    path: Path
-    stored: dict[str, Stored]
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, whole."""
-        ...
-
-
-class Source(Weights, Protocol):
-    """Where a model comes from: weights, a configuration in the terms of transformers, and a tokenizer."""
-
-    config: dict[str, Any]
-
-    def write_tokenizer(self, folder: Path) -> None:
-        """The files from which `Tokenizer.load` and AutoTokenizer make this model's tokenizer."""
-        ...
-
-
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path) -> ModelSource:
     """A folder as save_pretrained writes it, or a .gguf file.
 
     Raises ConfigError when there is neither, CheckpointError when the files are not whole.
     """
     path = Path(path).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        from .gguf import GGUF
-
         return GGUF(path)
     if not (path / "config.json").is_file():
         missing = "is no .gguf file" if path.exists() else "no such file or folder"
@@ -110,8 +80,6 @@ class Folder(Shards):
                 )
 
     def write_tokenizer(self, folder: Path) -> None:
-        from .tokenizers import copy_tokenizer
-
         copy_tokenizer(self.path, self.config, folder)
 
 
@@ -146,61 +114,8 @@ def _single(path: Path) -> str:
     raise CheckpointError(f"{path}: holds neither {SINGLE} nor {INDEX}; get the checkpoint's weights")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError when the file holds none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); get the file again") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: holds no JSON object but a {type(found).__name__}; get the file again")
-    return found
-
-
 def _open(path: Path) -> "Handle":
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); get the file again") from None
-
-
-def check(source: Weights, wanted: Iterable[Stacked]) -> list[Stacked]:
-    """`wanted` as a list, if the source has exactly these tensors with these shapes.
-
-    What is not learned may lie there too: inverse frequencies of old files, and a tied head beside its embedding.
-    Raises CheckpointError that names the first tensor that is missing, unexpected or of another shape.
-    """
-    plan = list(wanted)
-    shapes = {part.name: part.shape for stacked in plan for part in stacked.parts}
-    for name, shape in shapes.items():
-        if name in source.stored and source.stored[name].shape != shape:
-            raise CheckpointError(
-                f"{source.path}: tensor {name} has shape {list(source.stored[name].shape)}, its config says "
-                f"{list(shape)}; restore the config that belongs to these weights"
-            )
-    if missing := [name for name in shapes if name not in source.stored]:
-        fix = "get the whole checkpoint"
-        if missing == [HEAD]:
-            fix = "if the head is the embedding, set tie_word_embeddings to true in config.json"
-        wants = f"its config says {list(shapes[missing[0]])}"
-        raise CheckpointError(f"{source.path}: tensor {_several(missing)} missing, {wants}; {fix}")
-    extra = [name for name in source.stored if name not in shapes and not name.endswith("rotary_emb.inv_freq")]
-    if extra == [HEAD]:
-        _check_tied(source)
-    elif extra:
-        has = f"of shape {list(source.stored[extra[0]].shape)}"
-        fix = "restore the config that belongs to these weights"
-        raise CheckpointError(f"{source.path}: tensor {_several(extra)} unexpected, {has}; {fix}")
-    return plan
-
-
-def _several(names: list[str]) -> str:
-    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
-
-
-def _check_tied(source: Weights) -> None:
-    if not torch.equal(source.read(HEAD), source.read(EMBEDDING)):
-        raise CheckpointError(
-            f"{source.path}: tensor {HEAD} differs from {EMBEDDING}, to which the config ties it; set "
-            "tie_word_embeddings to false in config.json to keep both"
-        )
