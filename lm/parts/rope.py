@@ -1,6 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) with the context-extension rules in use."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -43,17 +44,21 @@ def _yarn_kept(config: RopeConfig, head_dim: int) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves (x1, x2) of each head's first R channels: (x1 cos - x2 sin, x2 cos + x1 sin).
 
-    x: [B, T, H, D]; cos, sin: [B, T, 1, R / 2], R <= D. Computed in the wider of the two dtypes, the result has x's.
+    x: [B, T, H, D]; cos, sin: [B, T, 1, R] as `rotation` has them, R <= D. Computed in the wider of the two dtypes, the
+    result has x's.
     """
-    turning, still = x.tensor_split([2 * cos.shape[-1]], -1)
-    x1, x2 = turning.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, -1)
-    return torch.cat(((x1 * cos - x2 * sin).to(x.dtype), (x2 * cos + x1 * sin).to(x.dtype), still), -1)
+    R = cos.shape[-1]
+    if x.shape[-1] == R:
+        return (x * cos + x.roll(R // 2, -1) * sin).to(x.dtype)
+    turning, still = x[..., :R], x[..., R:]
+    return torch.cat(((turning * cos + turning.roll(R // 2, -1) * sin).to(x.dtype), still), -1)
 
 
 def cos_sin(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [B, T, 1, D / 2] of positions [B, T]."""
+    """(cos, cos) and (-sin, sin) [B, T, 1, D] of positions [B, T] times frequencies [D / 2]."""
     angles = (positions.to(frequencies.dtype)[..., None] * frequencies)[:, :, None]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def tables(config: RopeConfig, head_dim: int, sequences: Context, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -70,7 +75,13 @@ def rotation(
 ) -> tuple[Tensor, Tensor]:
     """cos and sin for `rotate`, rounded to `dtype` from float32.
 
-    Computed anew: a model cast to bfloat16 would round frequencies kept in a buffer.
+    No buffer: a model cast to bfloat16 would round its frequencies.
     """
-    cos, sin = cos_sin(inverse_frequencies(config, head_dim).to(positions.device), positions)
+    cos, sin = cos_sin(_frequencies(config, head_dim, positions.device), positions)
     return (config.scale * cos).to(dtype), (config.scale * sin).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def _frequencies(config: RopeConfig, head_dim: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return inverse_frequencies(config, head_dim).to(device)
