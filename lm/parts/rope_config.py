@@ -27,6 +27,9 @@ class RopeConfig(Strict):
     )
     truncate: bool = Field(default=True, description="yarn: the ramp runs between whole frequencies")
 
+    def __hash__(self) -> int:  # pydantic's own is hidden from type checkers
+        return hash(tuple(self.__dict__.values()))
+
     def width(self, head_dim: int) -> int:
         """Channels of a head that turn."""
         return int(head_dim * self.fraction)

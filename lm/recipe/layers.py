@@ -1,15 +1,41 @@
 """From the three spellings of a layer pattern to the list of layers."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..mixers import MIXERS
 from ..mixers.options import MixerConfig
 from ..parts.errors import ConfigError
+from ..parts.shape import ModelShape
 from ..parts.strict import nearest
 
-if TYPE_CHECKING:
-    from .model import BaseModelConfig
+Layer = str | dict[str, dict[str, Any]]
+"""A layer is a mixer's name, or `{name: {option: value}}` to set options for this layer alone."""
+
+
+class FeedForward(Protocol):
+    """What layers need to know of the model's `ffn` section."""
+
+    def width(self, d_model: int) -> int: ...
+
+
+class Layered(Protocol):
+    """What layers need to know of a `model` section."""
+
+    d_model: int
+    n_layers: int
+    pattern: list[Layer] | None
+    ratio: dict[str, int] | None
+    layers: list[Layer] | None
+    remainder: Any
+
+    @property
+    def ffn(self) -> FeedForward | None: ...
+
+    @property
+    def shape(self) -> ModelShape: ...
+
+    def mixer_options(self, name: str) -> MixerConfig: ...
 
 
 class LayerSpec(NamedTuple):
@@ -19,7 +45,7 @@ class LayerSpec(NamedTuple):
     options: MixerConfig
 
 
-def layer_specs(model: "BaseModelConfig") -> list[LayerSpec]:
+def layer_specs(model: Layered) -> list[LayerSpec]:
     """The `n_layers` layers that `pattern`, `ratio` or `layers` describes. Raises ValueError with the fix."""
     given = [name for name in ("pattern", "ratio", "layers") if getattr(model, name) is not None]
     if len(given) != 1:
@@ -39,7 +65,7 @@ def layer_specs(model: "BaseModelConfig") -> list[LayerSpec]:
     return [resolved[repr(layer)] for layer in layers]
 
 
-def _tile(period: list[Any], model: "BaseModelConfig", key: str) -> list[Any]:
+def _tile(period: list[Any], model: Layered, key: str) -> list[Any]:
     length, n_layers = len(period), model.n_layers
     if n_layers % length == 0:
         return period * (n_layers // length)
@@ -80,7 +106,7 @@ def _spread(ratio: dict[str, int]) -> list[str]:
     return [name for *_, name in sorted(wanted, key=lambda w: w[:2])]
 
 
-def _spec(layer: str | dict[str, dict[str, Any]], model: "BaseModelConfig") -> LayerSpec:
+def _spec(layer: str | dict[str, dict[str, Any]], model: Layered) -> LayerSpec:
     if isinstance(layer, dict) and len(layer) != 1:
         raise ValueError(f"layers: {layer} is not one layer; write a name or {{name: {{option: value}}}}")
     name, own = (layer, {}) if isinstance(layer, str) else next(iter(layer.items()))
@@ -95,7 +121,7 @@ def _spec(layer: str | dict[str, dict[str, Any]], model: "BaseModelConfig") -> L
     return LayerSpec(name, _finished(options, model))
 
 
-def _finished(options: MixerConfig, model: "BaseModelConfig") -> MixerConfig:
+def _finished(options: MixerConfig, model: Layered) -> MixerConfig:
     hidden = options.ffn_hidden or (model.ffn.width(model.d_model) if model.ffn else 0)
     finished = options.resolve(model.shape).model_copy(update={"ffn_hidden": hidden})
     if missing := finished.unfinished():

@@ -1,6 +1,6 @@
 """The recipe's `model` section: a decoder and the layers it is made of."""
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, create_model, model_validator
 
@@ -8,12 +8,7 @@ from ..mixers import MIXERS
 from ..mixers.options import MixerConfig
 from ..parts.shape import ModelShape
 from ..parts.strict import Strict
-
-if TYPE_CHECKING:
-    from .layers import LayerSpec
-
-Layer = str | dict[str, dict[str, Any]]
-"""A layer is a mixer's name, or `{name: {option: value}}` to set options for this layer alone."""
+from .layers import Layer, LayerSpec, layer_specs
 
 
 class FFNConfig(Strict):
@@ -62,10 +57,8 @@ class BaseModelConfig(Strict):
         self.layer_specs()
         return self
 
-    def layer_specs(self) -> "list[LayerSpec]":
+    def layer_specs(self) -> list[LayerSpec]:
         """The layers in order, each with its mixer's resolved options."""
-        from .layers import layer_specs
-
         return layer_specs(self)
 
     @property
