@@ -150,7 +150,8 @@ class Chunks:
     """Step-major chunks of `size` tokens; `active[j]` sequences have a chunk j.
 
     For sequences of unequal length `order` lists them longest first, `token[r]` holds the token positions of chunk r
-    and `real[r]` is False behind the end of a document. Equal lengths need none of the three: chunking is a transpose.
+    and `real[r]` is False behind the end of a document: then `slot` are the places of real tokens in the flattened
+    chunks, `filled[r]` of them before chunk r. Equal lengths need none of these: chunking is a transpose.
     """
 
     n: int  # sequences
@@ -160,6 +161,8 @@ class Chunks:
     order: Tensor | None = None
     token: Tensor | None = None
     real: Tensor | None = None
+    slot: Tensor | None = None
+    filled: tuple[int, ...] = ()
 
     @cached_property
     def first_row(self) -> tuple[int, ...]:
@@ -181,7 +184,7 @@ class Chunks:
 
     def scatter(self, chunks: Tensor, out: Tensor, start: int, stop: int) -> None:
         """Inverse of `gather`: writes chunks [rows, H, C, ...] to their tokens in out [B, T, H, ...]."""
-        if self.token is None or self.real is None:
+        if self.token is None or self.slot is None:
             n, length = self.n, self.length
             part = out.view(n, length, *out.shape[2:])[:, start * self.size : stop * self.size]
             steps = chunks.unflatten(0, (stop - start, n)).transpose(0, 1).transpose(2, 3)  # [N, S, C, H, ...]
@@ -190,9 +193,10 @@ class Chunks:
             else:
                 part.copy_(steps.flatten(1, 2)[:, : part.shape[1]])
             return
-        rows = slice(self.first_row[start], self.first_row[stop])
-        real = self.real[rows]
-        out[0].index_copy_(0, self.token[rows][real], chunks.transpose(1, 2)[real].to(out.dtype))
+        first = self.first_row[start]
+        slot = self.slot[self.filled[first] : self.filled[self.first_row[stop]]]
+        real = chunks.transpose(1, 2).flatten(0, 1).index_select(0, slot - first * self.size)
+        out[0].index_copy_(0, self.token.flatten().index_select(0, slot), real.to(out.dtype))
 
 
 def _cu_seqlens(sequences: Sequences, device: torch.device) -> Tensor:
@@ -213,8 +217,10 @@ def _chunks(sequences: Sequences, size: int, device: torch.device) -> Chunks:
     member = torch.cat([torch.arange(count) for count in active])
     token = (begin[member] + step * size)[:, None] + torch.arange(size)
     real = token < end[member, None]
-    token = token.where(real, 0)
-    return Chunks(n, 0, size, active, torch.tensor(order, device=device), token.to(device), real.to(device))
+    slot = real.flatten().nonzero().squeeze(1)
+    filled = tuple(itertools.accumulate(real.sum(1).tolist(), initial=0))
+    rows = torch.tensor(order, device=device)
+    return Chunks(n, 0, size, active, rows, token.where(real, 0).to(device), real.to(device), slot.to(device), filled)
 
 
 def _host_copy(cu_seqlens: Tensor) -> Sequences:
