@@ -18,11 +18,12 @@ export PATH := $(BIN):$(PATH)
 demo: $(VENV)/.demo
 	$(BIN)/hybridlm train demo
 
+# The same draws, hashes and examples every time; test-all adds the slow tests and a random search for examples.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --hypothesis-profile=search
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

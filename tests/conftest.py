@@ -3,14 +3,29 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: kernels are decorated only once
 
+# `make test` draws the same examples every time; `make test-all` searches: --hypothesis-profile=search
+settings.register_profile("fixed", derandomize=True, database=None)
+settings.register_profile("search")
+settings.load_profile("fixed")
+
 WORDS = "the of and to in a that is was he for it with as his on be at by had not are but from or have an they"
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Every test begins with the same generators, whichever ran before it in its process."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture

@@ -70,14 +70,21 @@ def test_logits_and_loss_are_our_own(own, theirs):
     assert theirs(input_ids=ids, return_dict=False)[0].shape == (2, 21, VOCAB)
 
 
+@pytest.fixture(scope="module")
+def exact() -> HybridLMForCausalLM:
+    """In float64: short rows of eight layers enlarge float32's rounding to the size of a bound that means something."""
+    return wrap(build().double())
+
+
 @settings(max_examples=20, deadline=None)
 @given(pads=st.lists(st.integers(0, 66), min_size=1, max_size=3), T=st.sampled_from([68, 80]))
-def test_left_padding_changes_no_logits(own, theirs, pads, T):
+def test_left_padding_changes_no_logits(exact, pads, T):
     ids, mask = left_padded(tokens(len(pads), T), pads)
     with torch.no_grad():
-        found = theirs(input_ids=ids, attention_mask=mask).logits
+        found = exact(input_ids=ids, attention_mask=mask).logits
         for row, pad in enumerate(pads):
-            assert_close(found[row, pad:], own(ids[row : row + 1, pad:]).logits[0], 1e-5, f"row {row} behind {pad}")
+            expected = exact.model(ids[row : row + 1, pad:]).logits[0]
+            assert_close(found[row, pad:], expected, 1e-12, f"row {row} behind {pad}")
 
 
 def test_mask_with_holes_and_a_past(own, theirs):
