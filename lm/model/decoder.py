@@ -21,6 +21,7 @@ from .loss import cap, full_cross_entropy, linear_cross_entropy, shift_labels
 
 if TYPE_CHECKING:
     from ..recipe.model import BaseModelConfig
+    from ..run import Run
 
 
 class Output(NamedTuple):
@@ -237,11 +238,16 @@ class HybridLM(nn.Module):
         return sum(mixer.state_bytes(T, dtype or self.embed.weight.dtype) for mixer in self.mixers())
 
     @classmethod
-    def from_run(cls, path: str | Path) -> "HybridLM":
-        """The model of a run folder, with the weights of its newest checkpoint."""
+    def from_run(cls, run: "str | Path | Run", device: str | torch.device = "cpu") -> "HybridLM":
+        """The model of a run folder with the weights of its newest checkpoint, in evaluation mode."""
         from ..run import Run
 
-        return Run(path).load_model("cpu")
+        run = run if isinstance(run, Run) else Run(run)
+        model, weights = cls(run.recipe.model), run.weights()
+        if model.config.tie_embeddings:
+            weights["lm_head.weight"] = weights["embed.weight"]  # stored once
+        model.load_state_dict(weights)
+        return model.to(device).eval()
 
 
 def _shared_modules(specs: list[LayerSpec], shape: ModelShape) -> dict[str, nn.Module]:

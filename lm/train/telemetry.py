@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..model import HybridLM
 from ..recipe.recipe import Recipe
 from ..run import Run
+from .faults import on_main
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -38,8 +39,10 @@ class Telemetry:
         self.progress: Progress | None = None
 
     def __enter__(self) -> "Telemetry":
-        if not self.main:
-            return self
+        on_main(self._open)
+        return self
+
+    def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where a run starts
 
         self.board = SummaryWriter(str(self.run.folder / "tensorboard"))
@@ -48,7 +51,6 @@ class Telemetry:
             self.progress = Progress(*columns, console=self.console, transient=True)
             self.task = self.progress.add_task("train", total=self.recipe.train.steps)
             self.progress.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
@@ -64,8 +66,11 @@ class Telemetry:
         if self.progress:
             self.progress.update(self.task, completed=step)
         if step % self.recipe.train.log_every == 0 or step in (1, self.recipe.train.steps):
-            self._say(self.line(step, record))
-            self.flush()
+            on_main(lambda: self._report(step, record))
+
+    def _report(self, step: int, record: dict[str, float]) -> None:
+        self._say(self.line(step, record))
+        self.flush()
 
     def line(self, step: int, record: dict[str, float]) -> str:
         """The console line of a step: rates are means over the window."""
