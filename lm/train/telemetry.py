@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ...kernels.shared.devices import device_named
 from ..model import HybridLM
 from ..recipe.recipe import Recipe
 from ..run import Run
@@ -20,9 +21,6 @@ from .faults import on_main
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
-"""Dense bf16 FLOP/s by a part of the device's name; an unknown device gets no MFU rather than a wrong one."""
 
 
 class Telemetry:
@@ -149,11 +147,9 @@ def _under(name: str, values: dict[str, float]) -> dict[str, float]:
 
 
 def device_peak(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of one device, None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
+    """Dense bf16 FLOP/s of one device; None where that is not known: rather no MFU than a wrong one."""
+    known = device_named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return known and known.bf16
 
 
 def memory_gib() -> float:
