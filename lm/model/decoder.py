@@ -238,11 +238,11 @@ class HybridLM(nn.Module):
         return sum(mixer.state_bytes(T, dtype or self.embed.weight.dtype) for mixer in self.mixers())
 
     @classmethod
-    def from_run(cls, run: "str | Path | Run", device: str | torch.device = "cpu") -> "HybridLM":
+    def from_run(cls, path: "str | Path | Run", device: str | torch.device = "cpu") -> "HybridLM":
         """The model of a run folder with the weights of its newest checkpoint, in evaluation mode."""
         from ..run import Run
 
-        run = run if isinstance(run, Run) else Run(run)
+        run = path if isinstance(path, Run) else Run(path)
         model, weights = cls(run.recipe.model), run.weights()
         if model.config.tie_embeddings:
             weights["lm_head.weight"] = weights["embed.weight"]  # stored once

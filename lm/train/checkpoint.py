@@ -37,8 +37,8 @@ PARTIAL = ".partial"
 
 
 class Checkpoints:
-    """The checkpoints of the one run that writes into `folder`. To read a run that may be in training, use
-    `Run`: building this removes what killed saves left behind.
+    """The checkpoints of the one run that writes into `folder`. To read a run that may be in training, use `Run`:
+    building this removes what killed saves left behind.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, architecture: dict[str, Any]):

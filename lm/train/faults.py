@@ -18,14 +18,14 @@ from .distributed import launched, start_process_group
 T = TypeVar("T")
 
 
-class _Failure(NamedTuple):
-    """An error on its way to the other ranks: pickled, it may need arguments that only its own rank has."""
+class Failure(NamedTuple):
+    """What the other ranks raise. Not the error itself: a pickle of it may need what only its own rank has."""
 
     kind: type[Exception]
     arguments: tuple[Any, ...]
 
     @classmethod
-    def of(cls, error: Exception) -> "_Failure":
+    def of(cls, error: Exception) -> "Failure":
         """What the command line prints as one line keeps its class; of anything else the text has to do."""
         if isinstance(error, UserError):
             return cls(type(error), (str(error),))
@@ -34,7 +34,7 @@ class _Failure(NamedTuple):
         return cls(RuntimeError, (f"rank {dist.get_rank()} failed: {type(error).__name__}: {error}",))
 
     def error(self) -> Exception:
-        return self.kind.__new__(self.kind, *self.arguments)  # its constructor may take something else than the text
+        return self.kind.__new__(self.kind, *self.arguments)  # its __init__ may take something else than the text
 
 
 @contextmanager
@@ -52,8 +52,8 @@ def together() -> Iterator[None]:
         if mine:
             raise mine
         return
-    failures: list[_Failure | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, mine and _Failure.of(mine))
+    failures: list[Failure | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, mine and Failure.of(mine))
     for rank, failure in enumerate(failures):
         if failure and mine and rank == dist.get_rank():
             raise mine
