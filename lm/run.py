@@ -1,12 +1,16 @@
-"""A run is a folder: recipe, code revision, metrics, checkpoints, evaluation results, plots. This reads one."""
+"""A run is a folder: recipe, code revision, metrics, checkpoints, evaluation results, plots. This reads one.
+
+A checkpoint is RUN/checkpoints/step-000200; what lies in it is told where it is written, in train/checkpoint.py.
+"""
 
 import json
+import re
 import subprocess
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .data.files import write_atomically
@@ -14,8 +18,9 @@ from .parts.errors import ConfigError
 from .recipe.recipe import Recipe
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .data.tokenizer import Tokenizer
-    from .model import HybridLM
 
 
 class Run:
@@ -62,8 +67,6 @@ class Run:
 
     def newest_checkpoint(self) -> Path:
         """The folder of the latest complete checkpoint."""
-        from .train.checkpoint import latest_checkpoint
-
         newest = latest_checkpoint(self.checkpoints)
         if newest is None:
             raise ConfigError(
@@ -71,16 +74,26 @@ class Run:
             )
         return newest
 
-    def load_model(self, device: str | torch.device | None = None) -> "HybridLM":
-        """The model with the weights of the newest checkpoint, in evaluation mode; on the GPU if there is one."""
-        from .model import HybridLM
+    def weights(self) -> "dict[str, Tensor]":
+        """The newest checkpoint's tensors on the CPU, under the model's own names, a tied one once."""
+        return load_file(self.newest_checkpoint() / "model.safetensors")
 
-        model = HybridLM(self.recipe.model)
-        weights = load_file(self.newest_checkpoint() / "model.safetensors")
-        if self.recipe.model.tie_embeddings:
-            weights["lm_head.weight"] = weights["embed.weight"]  # stored once
-        model.load_state_dict(weights)
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+def checkpoint_steps(folder: Path) -> dict[int, Path]:
+    """The finished checkpoints in `folder` by step."""
+    named = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(folder).glob("step-*"))
+    return {int(match[1]): path for match, path in named if match}
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in `folder`, or None."""
+    steps = checkpoint_steps(folder)
+    return steps[max(steps)] if steps else None
+
+
+def open_tensors(path: Path) -> Any:
+    """One of a checkpoint's files of tensors, to read them one by one; a context manager."""
+    return safe_open(path, framework="pt")
 
 
 def code_revision() -> dict[str, str]:

@@ -24,6 +24,7 @@ from ..eval.benchmarks.harness import HybridHarness
 from ..eval.forward.scoring import Window, split_windows
 from ..lm.data.tokenizer import Tokenizer
 from ..lm.model import HybridLM
+from ..lm.model.loading import load_run
 from ..lm.parts.errors import ConfigError
 from ..lm.run import Run
 
@@ -85,7 +86,7 @@ def bench_eval(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     opened = Run(run)
-    model, tokenizer, recipe = opened.load_model(), opened.tokenizer(), opened.recipe
+    model, tokenizer, recipe = load_run(opened), opened.tokenizer(), opened.recipe
     cache = Path(recipe.data.cache).expanduser()
     seeds = (None, 0) if num_fewshot else (None,)
     results = []

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..eval.console import stage
 from ..lm.model import HybridLM
+from ..lm.model.loading import load_run
 from ..lm.parts.errors import concerning
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
@@ -104,7 +105,7 @@ def measure_newest(run: Run, asked: Sequence[Measurement], console: Console) -> 
     """Measure the newest checkpoint, print what came out, and log the numbers as the loop does."""
     if not asked:
         return
-    model, checkpoint = run.load_model(), run.newest_checkpoint().name
+    model, checkpoint = load_run(run), run.newest_checkpoint().name
     for one in asked:
         result = one.shown(model, checkpoint, console)
         log_measured(run, int(checkpoint.removeprefix("step-")), one.name, result.values())

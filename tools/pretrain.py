@@ -11,6 +11,7 @@ from ..lm.data.prepare import prepare
 from ..lm.recipe.layers import describe
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
+from ..lm.train.faults import on_main, together
 from ..lm.train.loop import Trainer
 from .finish import finish
 from .in_loop import hooks, measurements, prepare_all
@@ -20,16 +21,15 @@ def pretrain(recipe: Recipe, console: Console) -> Run:
     """Run a recipe to its end, resuming if the run folder has a checkpoint. Every process of a launch calls this."""
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # its hint that triton is missing
     started = time.perf_counter()
-    rank = int(os.environ.get("RANK", "0"))
-    if rank:
+    if os.environ.get("RANK", "0") != "0":
         console = Console(quiet=True)  # one process of a launch speaks
-    with stage(console, f"preparing data of {recipe.name}"):
-        prepared = prepare(recipe)
-    run = Run.create(recipe)
-    prepared.tokenizer.save(run.folder / "tokenizer")
-    asked = measurements(recipe, prepared.tokenizer, run)
-    if not rank:
-        prepare_all(asked, console)
+    with together():
+        with stage(console, f"preparing data of {recipe.name}"):
+            prepared = prepare(recipe)
+        run = Run.create(recipe)
+        prepared.tokenizer.save(run.folder / "tokenizer")
+        asked = measurements(recipe, prepared.tokenizer, run)
+    on_main(lambda: prepare_all(asked, console))
     trainer = Trainer(recipe, prepared, run, console, hooks(recipe, asked))
     if not trainer.engine.is_main:
         trainer.run()

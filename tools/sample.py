@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..lm.model.generate import decode
+from ..lm.model.loading import load_run
 from ..lm.run import Run
 
 
@@ -20,7 +21,7 @@ def stream(
 ) -> None:
     """Write the prompt, then its continuation as the tokens are drawn, until the model ends the document."""
     run = run if isinstance(run, Run) else Run(run)
-    model, tokenizer = run.load_model(), run.tokenizer()
+    model, tokenizer = load_run(run), run.tokenizer()
     text = tokenizer.stream()
     write(prompt)
     ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]

@@ -1,6 +1,5 @@
 """Benchmarks and other measurements on a run, by name or by suite."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -9,10 +8,12 @@ import torch.distributed as dist
 from rich.console import Console
 
 from ..eval.console import stage
+from ..lm.model.loading import load_run
 from ..lm.parts.errors import ConfigError
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
-from ..lm.train.distributed import start_process_group
+from ..lm.train.distributed import launched, start_process_group
+from ..lm.train.faults import on_main, together
 from .in_loop import Measurement, prepare_all
 from .long import PREPARE
 
@@ -50,15 +51,16 @@ def run_suite(
     names = dict.fromkeys([*(measurements(suite) if suite else ()), *tasks])
     if not names:
         raise ConfigError("tasks: none given; name tasks or a suite")
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if together:
+    shared = launched()
+    if shared:
         start_process_group()
-    speaks = not together or dist.get_rank() == 0
+    speaks = not shared or dist.get_rank() == 0
     console = console if speaks else Console(quiet=True)
     benchmarks = [name for name in names if name not in MEASUREMENTS]
     if benchmarks:
         expand(benchmarks)
-    model, tokenizer, newest = run.load_model(), run.tokenizer(), run.newest_checkpoint().name
+    with together():
+        model, tokenizer, newest = load_run(run), run.tokenizer(), run.newest_checkpoint().name
     length = max_length or run.recipe.model.context
     least = max(run.recipe.eval.batch_tokens, length)
     tokens = batch_tokens if isinstance(batch_tokens, int) else least
@@ -67,7 +69,7 @@ def run_suite(
         for name in MEASUREMENTS
         if name in names and speaks
     ]
-    prepare_all(long, console)
+    on_main(lambda: prepare_all(long, console))
     if benchmarks:
         with stage(console, f"scoring {', '.join(benchmarks)}"):
             scores = evaluate(
@@ -82,7 +84,7 @@ def run_suite(
                 batch_tokens=batch_tokens or least,
                 on_long=on_long,
                 responses=run.folder / "eval" / "responses",
-                data_parallel=together,
+                data_parallel=shared,
                 seed=run.recipe.seed,
                 checkpoint=newest,
                 progress=speaks,

@@ -22,6 +22,7 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows
 
+from ...lm.model.loading import load_run
 from ...lm.parts.errors import UserError
 from ...lm.run import Run
 from .evaluation import templates_compiled_once
@@ -54,7 +55,7 @@ class RunHarness(HybridHarness):
         opened = Run(run)
         length = max_length or opened.recipe.model.context
         super().__init__(
-            opened.load_model(device if torch.cuda.is_available() else "cpu"),
+            load_run(opened, device if torch.cuda.is_available() else "cpu"),
             opened.tokenizer(),
             max_length=length,
             batch_tokens="auto" if batch_size == "auto" else max(BATCH_TOKENS, int(batch_size) * length),

@@ -1,7 +1,7 @@
 """Checkpoints from elsewhere become run folders or models, tensor by tensor: never two copies of the weights at once.
 
 A run folder keeps the dtype that the weights were stored in, so that an export gives back the same bits.
-`Run.load_model` computes in float32 whatever it is, `load_pretrained` in the stored dtype unless told otherwise.
+`load_run` computes in float32 whatever it is, `load_pretrained` in the stored dtype unless told otherwise.
 """
 
 import json

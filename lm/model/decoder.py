@@ -25,6 +25,7 @@ from .output import Output
 
 if TYPE_CHECKING:
     from ..recipe.model import BaseModelConfig
+    from ..run import Run
 
 
 class HybridLM(nn.Module):
@@ -216,11 +217,16 @@ class HybridLM(nn.Module):
         return sum(mixer.state_bytes(T, dtype or self.embed.weight.dtype) for mixer in self.mixers())
 
     @classmethod
-    def from_run(cls, path: str | Path) -> "HybridLM":
-        """The model of a run folder, with the weights of its newest checkpoint."""
+    def from_run(cls, path: "str | Path | Run", device: str | torch.device = "cpu") -> "HybridLM":
+        """The model of a run folder with the weights of its newest checkpoint, in evaluation mode."""
         from ..run import Run
 
-        return Run(path).load_model("cpu")
+        run = path if isinstance(path, Run) else Run(path)
+        model, weights = cls(run.recipe.model), run.weights()
+        if model.config.tie_embeddings:
+            weights["lm_head.weight"] = weights["embed.weight"]  # stored once
+        model.load_state_dict(weights)
+        return model.to(device).eval()
 
 
 def _shared_modules(specs: list[LayerSpec], shape: ModelShape) -> dict[str, nn.Module]:

@@ -12,7 +12,6 @@ A checkpoint is written into a hidden folder, flushed to the disk and renamed, s
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -20,13 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.files import flush
 from ..parts.errors import CheckpointError, ConfigError
 from ..recipe.train import CheckpointConfig
+from ..run import checkpoint_steps, latest_checkpoint, open_tensors
+from .faults import on_main, together
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -35,15 +36,9 @@ FORMAT = 1
 PARTIAL = ".partial"
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in `folder`, or None."""
-    steps = _steps(folder)
-    return steps[max(steps)] if steps else None
-
-
 class Checkpoints:
-    """The checkpoints of the one run that writes into `folder`. To read a run that may be in training, use
-    `latest_checkpoint`: building this removes what killed saves left behind.
+    """The checkpoints of the one run that writes into `folder`. To read a run that may be in training, use `Run`:
+    building this removes what killed saves left behind.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, architecture: dict[str, Any]):
@@ -62,21 +57,9 @@ class Checkpoints:
         extra: anything JSON can hold; `load` returns it. Raises CheckpointError on every rank when the disk refuses.
         """
         model, optimizer = engine.export_state()
-        target, problem = self.folder / f"step-{step:06d}", None
-        if engine.is_main:
-            optimizer |= {f"rng.{device}": state for device, state in _rng_states()}
-            state = {"format": FORMAT, "step": step, "architecture": self.architecture, "extra": extra}
-            size = sum(tensor.nbytes for tensor in (*model.values(), *optimizer.values()))
-            try:
-                if _free(self.folder) < size:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before the disk is full for everyone
-                self._write(target, model, optimizer, json.dumps(state, indent=1))
-            except (OSError, SafetensorError) as error:
-                problem = self._explain(target, size, error)
-            else:
-                self._rotate()
-        if problem := engine.broadcast_object(problem):
-            raise CheckpointError(problem)
+        target = self.folder / f"step-{step:06d}"
+        state = {"format": FORMAT, "step": step, "architecture": self.architecture, "extra": extra}
+        on_main(lambda: self._keep(target, model, optimizer, state))
         return target
 
     def load(self, engine: "Engine", path: Path) -> dict[str, Any]:
@@ -85,6 +68,16 @@ class Checkpoints:
         An imported model's weights are taken with a new optimizer and any context. Raises ConfigError when the
         checkpoint is of another format or architecture, CheckpointError when a trained one has lost its optimizer.
         """
+        with ExitStack() as stack:
+            with together():
+                state, model, optimizer = self._open(path, stack, engine.shapes())
+            engine.import_state(model.get_tensor, optimizer and optimizer.get_tensor)
+            if optimizer is not None:
+                _set_rng_states(optimizer)
+        return {**state["extra"], "step": state["step"]}
+
+    def _open(self, path: Path, stack: ExitStack, shapes: dict[str, tuple[int, ...]]) -> tuple[dict, Any, Any]:
+        """state.json, the model's tensors and the optimizer's (None of an imported model), all known to fit."""
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if (found := state["format"]) != FORMAT:
             raise ConfigError(f"{path}: checkpoint format {found}, this version reads {FORMAT}; start a new run")
@@ -95,15 +88,25 @@ class Checkpoints:
             )
         left_out = {"context"} if imported else set()
         _check(path, "model.", _differences(_without(state["architecture"], left_out), self.architecture))
-        with ExitStack() as stack:
-            model = stack.enter_context(_open(path / "model.safetensors"))
-            stored = {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()}  # noqa: SIM118
-            _check(path, "tensor ", _differences(stored, engine.shapes(), absent="nothing"))
-            optimizer = None if imported else stack.enter_context(_open(path / "optimizer.safetensors"))
-            engine.import_state(model.get_tensor, optimizer and optimizer.get_tensor)
-            if optimizer is not None:
-                _set_rng_states(optimizer)
-        return {**state["extra"], "step": state["step"]}
+        model = stack.enter_context(open_tensors(path / "model.safetensors"))
+        stored = {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()}  # noqa: SIM118
+        _check(path, "tensor ", _differences(stored, shapes, absent="nothing"))
+        optimizer = None if imported else stack.enter_context(open_tensors(path / "optimizer.safetensors"))
+        return state, model, optimizer
+
+    def _keep(
+        self, target: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]
+    ) -> None:
+        """Write the three files, then drop what is not kept. Raises CheckpointError when the disk refuses."""
+        optimizer |= {f"rng.{device}": tensor for device, tensor in _rng_states()}
+        size = sum(tensor.nbytes for tensor in (*model.values(), *optimizer.values()))
+        try:
+            if _free(self.folder) < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before the disk is full for everyone
+            self._write(target, model, optimizer, json.dumps(state, indent=1))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(self._explain(target, size, error)) from error
+        self._rotate()
 
     def _write(self, target: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: str) -> None:
         """The three files, whole or not at all."""
@@ -125,7 +128,7 @@ class Checkpoints:
 
     def _rotate(self) -> None:
         """Keep the newest `keep_last`, and every multiple of `keep_every`."""
-        steps = _steps(self.folder)
+        steps = checkpoint_steps(self.folder)
         every = self.config.keep_every
         for step in sorted(steps)[: -self.config.keep_last]:
             if not (every and step % every == 0):
@@ -144,12 +147,6 @@ class Checkpoints:
         )
 
 
-def _steps(folder: Path) -> dict[int, Path]:
-    """Finished checkpoints by step."""
-    named = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(folder).glob("step-*"))
-    return {int(match[1]): path for match, path in named if match}
-
-
 def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}{PARTIAL}")
 
@@ -157,10 +154,6 @@ def _partial(target: Path) -> Path:
 def _free(folder: Path) -> int:
     """Free bytes on the disk that holds, or will hold, `folder`."""
     return shutil.disk_usage(next(path for path in (folder, *folder.resolve().parents) if path.exists())).free
-
-
-def _open(path: Path) -> Any:
-    return safe_open(path, framework="pt")
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any], absent: Any = None) -> Iterator[tuple[str, Any, Any]]:

@@ -10,6 +10,11 @@ import torch
 import torch.distributed as dist
 
 
+def launched() -> bool:
+    """Whether a launcher says that this process is one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def start_process_group() -> None:
     """Join the group that torchrun or the deepspeed launcher describes in the environment, or form a group of one.
 

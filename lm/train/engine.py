@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -16,15 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..mixers import Mixer
 from ..model import HybridLM, Output
 from ..recipe.train import OptimConfig, TrainConfig
 from .distributed import start_process_group
-from .optim import GuardedAdamW, build_optimizer
+from .parallel import apply
 from .schedule import learning_rate
-from .transforms import checkpoint_blocks, compile_dense
+from .state import MOMENTS, STAGES
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_BUCKET = 200_000_000  # elements reduced at once; DeepSpeed allocates the bucket whole
 
 
@@ -46,25 +45,19 @@ class Engine:
         learning_rate(0, total_steps, optim)  # an impossible schedule fails here, not after the start-up
         start_process_group()
         deepspeed = _load_deepspeed()
-        if train.activation_checkpointing:
-            checkpoint_blocks(model)
-        if train.compile:
-            compile_dense(model)
-        if train.zero_stage == 3:
-            # kernels read the parameters of a mixer's children, so a mixer is gathered whole
-            deepspeed.utils.set_z3_leaf_modules(model, [Mixer], raise_if_not_found=False)
+        apply(model, train, partial(deepspeed.utils.set_z3_leaf_modules, raise_if_not_found=False))
         self.model = model
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.is_main = self.rank == 0
-        self._deepspeed, self._stage = deepspeed, train.zero_stage
-        self._adam = build_optimizer(model, optim) if train.zero_stage else GuardedAdamW(model, optim)
+        self._state = STAGES[train.zero_stage](model, optim, deepspeed)
         self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self._adam, config=_settings(model, optim, train), dist_init_required=False
+            model=model,
+            optimizer=self._state.adam,
+            config=_settings(model, train, self._state.clip),
+            dist_init_required=False,
         )
-        if train.zero_stage == 0 and self.world_size == 1:
-            self._engine.enable_backward_allreduce = False  # else it copies every gradient twice to reduce nothing
+        self._state.attach(self._engine)
         self.device: torch.device = torch.device(self._engine.device)
-        self._create_moments()
 
     def forward(self, **batch: Any) -> Output:
         """The model's output, under autocast when the precision is bf16."""
@@ -76,7 +69,7 @@ class Engine:
 
     def step(self, lr: float) -> StepResult:
         """Clip by the global norm and update with rate `lr`, unless a gradient is not finite; then clear gradients."""
-        for group in self._adam.param_groups:
+        for group in self._state.adam.param_groups:
             group["lr"] = lr
         self._engine.step()
         applied = self._engine.was_step_applied()
@@ -88,23 +81,13 @@ class Engine:
         dist.all_reduce(reduced, getattr(dist.ReduceOp, op.upper()))
         return reduced.to(tensor.device)
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's `value` on every rank; collective."""
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        dist.barrier()
-
     def close(self) -> None:
         """Release the model and DeepSpeed's hooks; the process group stays until the process ends."""
         self._engine.destroy()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the model tensors that `export_state` returns."""
-        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.model.named_parameters()}
+        shapes = {name: self._state.shape(p) for name, p in self.model.named_parameters()}
         return shapes | {name: tuple(buffer.shape) for name, buffer in self._buffers()}
 
     def export_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -113,17 +96,15 @@ class Engine:
         Returns the model's tensors under its own names (a tied weight once) and the optimizer's: `exp_avg.NAME`,
         `exp_avg_sq.NAME`, and `updates`, the number of steps applied.
         """
-        utils = self._deepspeed.utils
         model: dict[str, Tensor] = {}
         optimizer: dict[str, Tensor] = {}
         for name, p in self.model.named_parameters():
-            self._keep(model, name, utils.safe_get_full_fp32_param(p) if self._stage else p)
+            self._keep(model, name, self._state.parameter(p))
             for key in MOMENTS if p.requires_grad else ():
-                whole = utils.safe_get_full_optimizer_state(p, key) if self._stage else self._adam.state[p][key]
-                self._keep(optimizer, f"{key}.{name}", whole)
+                self._keep(optimizer, f"{key}.{name}", self._state.moment(p, key))
         for name, buffer in self._buffers():
             self._keep(model, name, buffer)
-        self._keep(optimizer, "updates", next(iter(self._adam.state.values()))["step"])
+        self._keep(optimizer, "updates", self._state.updates)
         return model, optimizer
 
     @torch.no_grad()
@@ -133,77 +114,33 @@ class Engine:
         The model's tensors may be of any float dtype. Without an optimizer's, the moments stay as they are.
         """
         for name, p in self.model.named_parameters():
-            self._set_parameter(p, model(name))
+            self._state.set_parameter(p, model(name).to(self.device, torch.float32))
             if optimizer and p.requires_grad:
                 for key in MOMENTS:
-                    self._set_moment(p, key, optimizer(f"{key}.{name}"))
+                    self._state.set_moment(p, key, optimizer(f"{key}.{name}").to(self.device))
         for name, buffer in self._buffers():
             buffer.copy_(model(name))
-        if optimizer is None:
-            return
-        updates = optimizer("updates")
-        for state in self._adam.state.values():
-            state["step"].copy_(updates)
+        if optimizer:
+            self._state.updates = optimizer("updates")
 
     def _keep(self, tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
         if self.is_main:
             tensors[name] = value.detach().to("cpu", copy=True)
-
-    def _set_parameter(self, p: nn.Parameter, value: Tensor) -> None:
-        value = value.to(self.device, torch.float32)
-        if self._stage == 3:
-            with self._deepspeed.zero.GatheredParameters([p], modifier_rank=0):
-                if self.is_main:
-                    p.copy_(value)
-            self._deepspeed.utils.safe_set_local_fp32_param(p, self._own_part(p, value))
-        else:
-            p.copy_(value)
-            self._deepspeed.utils.safe_set_full_fp32_param(p, value)  # the master copy; none at stage 0
-
-    def _set_moment(self, p: nn.Parameter, key: str, value: Tensor) -> None:
-        value = value.to(self.device)
-        if self._stage == 0:
-            self._adam.state[p][key].copy_(value)
-        elif self._stage == 3:
-            self._deepspeed.utils.safe_set_local_optimizer_state(p, self._own_part(p, value), key)
-        else:
-            self._deepspeed.utils.safe_set_full_optimizer_state(p, value, key)
-
-    def _own_part(self, p: Any, value: Tensor) -> Tensor:
-        """This rank's slice of a parameter that ZeRO-3 has cut into equal parts, the last one padded with zeros."""
-        size = p.ds_tensor.ds_numel
-        padded = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
-        return padded.view(self.world_size, size)[self.rank]
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Persistent buffers: what state_dict holds besides parameters."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         return ((name, t) for name, t in self.model.state_dict().items() if name not in parameters)
 
-    def _create_moments(self) -> None:
-        """Zero moments, as AdamW's first step would create them: a state can be exported or imported at any step."""
-        zero = self._engine.optimizer
-        if self._stage == 0:
-            owned = [p for group in self._adam.param_groups for p in group["params"]]
-        elif self._stage == 3:
-            owned = zero.fp32_partitioned_groups_flat
-        else:
-            owned = zero.single_partition_of_fp32_groups
-        for p in owned:
-            step = torch.zeros((), dtype=torch.float32, device=p.device)
-            self._adam.state[p] = {"step": step, **{key: torch.zeros_like(p, requires_grad=False) for key in MOMENTS}}
-        if self._stage in (1, 2):
-            zero._lazy_init_hp_params_optimizer_state()
 
-
-def _settings(model: nn.Module, optim: OptimConfig, train: TrainConfig) -> dict[str, Any]:
+def _settings(model: nn.Module, train: TrainConfig, clip: float) -> dict[str, Any]:
     """DeepSpeed's configuration: the defaults except where a comment says why."""
     n_parameters = sum(p.numel() for p in model.parameters())
     bucket = min(MAX_BUCKET, n_parameters + n_parameters % 2)  # DeepSpeed wants an even number
     return {
         "train_micro_batch_size_per_gpu": train.micro_batch,  # demanded, used for nothing here
         "managed_gradient_accumulation": False,  # backward only adds, step() is the boundary: as in PyTorch
-        "gradient_clipping": optim.clip if train.zero_stage else 0.0,  # GuardedAdamW clips at stage 0
+        "gradient_clipping": clip,
         "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},  # it synchronises the device at every step
         # no "safe" modules: theirs would have their gradients reduced in bf16

@@ -20,6 +20,7 @@ from ..recipe.recipe import Recipe
 from ..run import Run
 from .checkpoint import Checkpoints
 from .engine import Engine
+from .faults import on_main
 from .schedule import learning_rate
 from .telemetry import Telemetry
 
@@ -169,17 +170,15 @@ class Trainer:
         return {"loss": loss, "bits_per_byte": loss / math.log(2) * targets / sum(d.n_bytes for d in datasets)}
 
     def _measure(self, hook: Hook) -> None:
-        if self.engine.is_main:
-            self.telemetry.measured(self.step, hook.name, hook.measure(self.model, self.step))
-        self.engine.barrier()
+        on_main(lambda: self.telemetry.measured(self.step, hook.name, hook.measure(self.model, self.step)))
 
     def save(self) -> None:
         """Write a checkpoint of everything that the next step depends on."""
-        self.telemetry.flush()
+        on_main(self.telemetry.flush)
         self.checkpoints.save(self.engine, self.step, {"loader": self.loader.state_dict(), "skipped": self.skipped})
 
     def _resume(self) -> int:
-        newest = self.checkpoints.latest()
+        newest = on_main(self.checkpoints.latest)  # one answer: a network's folder may look different to two nodes
         if newest is None:
             return 0
         extra = self.checkpoints.load(self.engine, newest)

@@ -13,15 +13,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ...kernels.shared.devices import device_named
 from ..model import HybridLM
 from ..recipe.recipe import Recipe
 from ..run import Run
+from .faults import on_main
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
-"""Dense bf16 FLOP/s by a part of the device's name; an unknown device gets no MFU rather than a wrong one."""
 
 
 class Telemetry:
@@ -38,8 +37,10 @@ class Telemetry:
         self.progress: Progress | None = None
 
     def __enter__(self) -> "Telemetry":
-        if not self.main:
-            return self
+        on_main(self._open)
+        return self
+
+    def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where a run starts
 
         self.board = SummaryWriter(str(self.run.folder / "tensorboard"))
@@ -48,7 +49,6 @@ class Telemetry:
             self.progress = Progress(*columns, console=self.console, transient=True)
             self.task = self.progress.add_task("train", total=self.recipe.train.steps)
             self.progress.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
@@ -64,8 +64,11 @@ class Telemetry:
         if self.progress:
             self.progress.update(self.task, completed=step)
         if step % self.recipe.train.log_every == 0 or step in (1, self.recipe.train.steps):
-            self._say(self.line(step, record))
-            self.flush()
+            on_main(lambda: self._report(step, record))
+
+    def _report(self, step: int, record: dict[str, float]) -> None:
+        self._say(self.line(step, record))
+        self.flush()
 
     def line(self, step: int, record: dict[str, float]) -> str:
         """The console line of a step: rates are means over the window."""
@@ -144,11 +147,9 @@ def _under(name: str, values: dict[str, float]) -> dict[str, float]:
 
 
 def device_peak(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of one device, None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
+    """Dense bf16 FLOP/s of one device; None where that is not known: rather no MFU than a wrong one."""
+    known = device_named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return known and known.bf16
 
 
 def memory_gib() -> float:

@@ -13,6 +13,7 @@ from hybridlm.eval.synthetic.token_probes import TokenProbes
 from hybridlm.lm import Recipe
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.run import Run
+from hybridlm.tools import score
 from hybridlm.tools.long import PREPARE
 from hybridlm.tools.score import run_suite
 
@@ -25,7 +26,7 @@ def run_folder(attention_model, tokenizer, cache, tmp_path, monkeypatch):
     recipe = Recipe.load("demo", overrides=[f"data.cache={cache}", "model.context=256", f"train.out={folder}"])
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     monkeypatch.setattr(Run, "newest_checkpoint", lambda self: self.checkpoints / "step-000007")
-    monkeypatch.setattr(Run, "load_model", lambda self: attention_model)
+    monkeypatch.setattr(score, "load_run", lambda run: attention_model)
     monkeypatch.setattr(Run, "tokenizer", lambda self: tokenizer)
     return folder
 
@@ -50,7 +51,7 @@ def test_other_weights_do_not_inherit_scores(run_folder, attention_model, monkey
     other = copy.deepcopy(attention_model)
     with torch.no_grad():
         other.norm.weight.mul_(1.5)
-    monkeypatch.setattr(Run, "load_model", lambda self: other)
+    monkeypatch.setattr(score, "load_run", lambda run: other)
     run_suite(run_folder, None, ["copa"], console=quiet(), batch_tokens=512)
     after = Scores.load(path)
     assert {score.task for score in after.scores} == {"copa"} and after.fingerprint != before.fingerprint
@@ -72,7 +73,7 @@ def test_long_contexts_are_cut_and_counted_or_refused(run_folder, capsys):
 
 
 def test_nothing_asked_and_wrong_names_are_refused_before_the_model_is_read(run_folder, monkeypatch):
-    monkeypatch.delattr(Run, "load_model")
+    monkeypatch.delattr(score, "load_run")
     with pytest.raises(ConfigError, match=r"^tasks: none given; name tasks or a suite$"):
         run_suite(run_folder, None, [], console=quiet())
     with pytest.raises(ConfigError, match=r"^suite 'comonsense': unknown; did you mean 'commonsense'"):
@@ -91,8 +92,8 @@ def test_long_suite_measures_needles_and_positions(run_folder, monkeypatch):
     for kind in ("needles", "positions"):
         monkeypatch.setitem(PREPARE, kind, partial(prepare, kind))
     loaded = []
-    load_model = Run.load_model
-    monkeypatch.setattr(Run, "load_model", lambda self: loaded.append(1) or load_model(self))
+    load_run = score.load_run
+    monkeypatch.setattr(score, "load_run", lambda run: loaded.append(1) or load_run(run))
     run_suite(run_folder, "long", [], console=quiet())
     for kind in ("needles", "positions"):
         assert TokenProbes.load(run_folder / "eval" / "step-000007" / f"{kind}.json").checkpoint == kind

@@ -11,6 +11,7 @@ from hybridlm.eval.forward.scoring import inference
 from hybridlm.eval.needles import measure_needles
 from hybridlm.eval.needles.prompts import make_prompts
 from hybridlm.lm.hf import save_pretrained
+from hybridlm.lm.model.loading import load_run
 
 from .needle_oracle import HAY
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def model(smollm2):
-    return smollm2.load_model()
+    return load_run(smollm2)
 
 
 def test_needles_in_fillers_and_in_text_are_found_at_every_depth(smollm2, model):

@@ -19,6 +19,7 @@ from hybridlm.lm import HybridLM
 from hybridlm.lm.hf import importing, load_pretrained, opening, save_pretrained
 from hybridlm.lm.hf.families.llama import hf_config, recipe_section
 from hybridlm.lm.hf.importing import import_checkpoint
+from hybridlm.lm.model.loading import load_run
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.lm.recipe.recipe import Recipe
@@ -186,8 +187,8 @@ def test_a_run_folder_that_does_what_runs_do(tmp_path):
     assert json.loads((run.folder / "code.json").read_text())["hybridlm"]
     assert sorted(p.name for p in run.folder.parent.iterdir()) == ["mine"]
     with torch.no_grad():
-        assert_close(run.load_model()(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
-    assert same_weights(run.load_model(), load_pretrained(run.folder))
+        assert_close(load_run(run)(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+    assert same_weights(load_run(run), load_pretrained(run.folder))
     assert run.tokenizer().decode(run.tokenizer().encode("the cat")) == "the cat"
     written: list[str] = []
     stream(run.folder, "the cat", 5, 0.0, 1.0, 0, written.append)
@@ -207,7 +208,7 @@ def test_weights_keep_their_dtype_unless_told(tmp_path):
         assert {x.dtype for x in weights.values()} == {dtype}
     assert all(torch.equal(x.float(), stored[1][name]) for name, x in stored[0].items())
     assert (kept.recipe.train.precision, wide.recipe.train.precision) == ("bf16", "fp32")
-    assert {p.dtype for p in kept.load_model().parameters()} == {torch.float32}
+    assert {p.dtype for p in load_run(kept).parameters()} == {torch.float32}
     assert {p.dtype for p in load_pretrained(kept.folder).parameters()} == {torch.bfloat16}
 
 
@@ -232,7 +233,7 @@ def test_there_and_back_is_bitwise(tmp_path, kind, dtype):
 def test_training_goes_on_from_the_weights(tmp_path, tiny_recipe):
     save(tmp_path / "src", dtype=torch.bfloat16)
     run = import_checkpoint(tmp_path / "src", tmp_path / "run")
-    before = run.load_model()
+    before = load_run(run)
     data = yaml.safe_load(tiny_recipe.read_text())["data"]
     given = [f"data.{key}={json.dumps(data[key])}" for key in ("train", "valid", "cache", "workers")]
     given += ["train.steps=2", "train.batch=2", "train.threads=1", "train.log_every=1", "optim.lr=1e-3"]
@@ -240,7 +241,7 @@ def test_training_goes_on_from_the_weights(tmp_path, tiny_recipe):
     trained = pretrain(recipe, Console(quiet=True))
     assert trained.newest_checkpoint().name == "step-000002"
     assert (run.checkpoints / "step-000000").is_dir()  # the imported weights are not rotated away
-    moved = relative_rms(trained.load_model().embed.weight, before.embed.weight)
+    moved = relative_rms(load_run(trained).embed.weight, before.embed.weight)
     assert 0 < moved < 0.1, moved  # two small steps away from the imported weights, not from random ones
     assert [r["step"] for r in trained.metrics() if r["kind"] == "train"] == [1, 2]
 
@@ -279,7 +280,7 @@ def test_a_failure_leaves_the_destination_as_it_was(tmp_path, monkeypatch, there
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if "src" not in p.parts)
     assert left == (["runs", "runs/mine"] if there else [])
     monkeypatch.undo()
-    assert import_checkpoint(tmp_path / "src", dst).load_model()
+    assert load_run(import_checkpoint(tmp_path / "src", dst))
 
 
 def test_a_killed_import_leaves_no_destination(tmp_path):

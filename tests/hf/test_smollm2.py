@@ -9,6 +9,7 @@ import torch
 
 from hybridlm.lm.data.registered.sources import SOURCES, read
 from hybridlm.lm.hf import load_pretrained, save_pretrained
+from hybridlm.lm.model.loading import load_run
 from hybridlm.tests.oracles import assert_close
 
 CACHE = Path(os.environ.get("HYBRIDLM_CACHE", "~/.cache/hybridlm")).expanduser()
@@ -26,7 +27,7 @@ TEXTS = {
 
 @pytest.fixture(scope="module")
 def model(smollm2):
-    return smollm2.load_model()
+    return load_run(smollm2)
 
 
 @torch.no_grad()

@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 
 from hybridlm.kernels import backend
+from hybridlm.kernels.shared.devices import DEVICES
 from hybridlm.lm.parts.errors import UserError
 from hybridlm.tools.kernel_report import budgets, compile, report, table
 from hybridlm.tools.kernel_report.cases import CASES, Shape, check_covered
 from hybridlm.tools.kernel_report.compile import Build, compile_apart, inspect_kernel
-from hybridlm.tools.kernel_report.hardware import DEVICES, TARGETS, occupancy
+from hybridlm.tools.kernel_report.hardware import BOUND_ON, TARGETS, occupancy
 from hybridlm.tools.kernel_report.peers import PEERS, rank
 from hybridlm.tools.kernel_report.result import Kernel, Pass, Result, ratios
 from hybridlm.tools.kernel_report.roofline import Work, bounds, extrapolate, slowest
@@ -102,7 +103,7 @@ def result(subject: str, target: str = "sm_90", scale: float = 1.0, spill: int =
     n = shape.T * shape.H
     build = Build(0.5, None, 4, 2, 128, spill, 1024, 0, 3, 500, {"HGMMA": 12, "LDG": 3})
     one = work(read=1000 * n * scale, written=500 * n * scale, through_l2=2000 * n * scale, flops={"bf16": 3000 * n})
-    device = next(d for d in DEVICES.values() if d.target == target)
+    device = BOUND_ON[target]
     kernels = [Kernel("scan_kernel", {"BT": 64}, 1024, build, one, bounds(one, device, 1024)) for _ in range(2)]
     passes = [Pass(kernels[:1], {"aten.sum": 2}, 100.0 * n), Pass(kernels, {}, 0.0)]
     return Result(case, subject, target, shape, passes, {"forward": 100 * scale, "both": 300 * scale})

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 import hybridlm.lm.train.checkpoint as module
 from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.lm.recipe.train import CheckpointConfig
-from hybridlm.lm.train.checkpoint import Checkpoints, latest_checkpoint
+from hybridlm.lm.run import latest_checkpoint
+from hybridlm.lm.train.checkpoint import Checkpoints
 from hybridlm.tests.train.worker import build_model, checkpoints, model_config, train
 
 STAGES = pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -40,9 +41,6 @@ class Toy:
 
     def shapes(self):
         return {"w": tuple(self.w.shape)}
-
-    def broadcast_object(self, value):
-        return value
 
 
 def toy_checkpoints(folder: Path, architecture: dict | None = None, **options) -> Checkpoints:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hybridlm.lm.model.loading import load_run
 from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
 from hybridlm.tools.pretrain import pretrain
@@ -40,7 +41,7 @@ def test_training_learns_and_leaves_a_complete_run_folder(tiny_recipe, console):
     for name in ("recipe.yaml", "code.json", "metrics.jsonl", "tokenizer", "tensorboard", "plots/loss.png"):
         assert (run.folder / name).exists(), name
     assert [p.name for p in sorted(run.checkpoints.iterdir())] == ["step-000028", "step-000030"]
-    assert run.load_model().training is False
+    assert load_run(run).training is False
 
 
 def test_a_finished_run_is_not_trained_again(tiny_recipe, console):

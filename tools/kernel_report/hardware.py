@@ -1,7 +1,9 @@
-"""What the kernels are compiled for and what they would run on: limits per target, rates per device."""
+"""What the kernels are compiled for: the limits of each target, and the device that it stands for."""
 
 import math
 from dataclasses import dataclass
+
+from ...kernels.shared.devices import DEVICES
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,15 @@ class Target:
     tensor_memory: int = 0  # columns
 
 
+A100, H100, B200 = (DEVICES[name].processors for name in ("A100", "H100", "B200"))
 TARGETS = {
     t.name: t
     for t in (
-        Target("sm_80", "cuda", 80, "NVIDIA A100", 108, 65536, 64, 32, 164 << 10, 163 << 10, 1024),
-        Target("sm_90", "cuda", 90, "NVIDIA H100", 132, 65536, 64, 32, 228 << 10, 227 << 10, 1024),
-        Target("sm_100", "cuda", 100, "NVIDIA B200", 148, 65536, 64, 32, 228 << 10, 227 << 10, 1024, tensor_memory=512),
+        Target("sm_80", "cuda", 80, "NVIDIA A100", A100, 65536, 64, 32, 164 << 10, 163 << 10, 1024),
+        Target("sm_90", "cuda", 90, "NVIDIA H100", H100, 65536, 64, 32, 228 << 10, 227 << 10, 1024),
+        Target(
+            "sm_100", "cuda", 100, "NVIDIA B200", B200, 65536, 64, 32, 228 << 10, 227 << 10, 1024, tensor_memory=512
+        ),
         Target("sm_120", "cuda", 120, "NVIDIA GeForce RTX 5090", 170, 65536, 48, 24, 100 << 10, 99 << 10, 1024),
         # a compute unit has 4 SIMDs of 512 vector registers per lane and 8 waves each
         Target("gfx942", "hip", "gfx942", "AMD Instinct MI300X", 304, 4 * 512 * 64, 32, 32, 64 << 10, 64 << 10, 0, 64),
@@ -36,37 +41,8 @@ TARGETS = {
 }
 
 
-@dataclass(frozen=True)
-class Device:
-    """Peak rates of a card, dense, from its data sheet: bytes/s, FLOP/s, Hz."""
-
-    name: str
-    target: str
-    hbm: float
-    bf16: float
-    tf32: float
-    fp32: float
-    clock: float
-
-    @property
-    def processors(self) -> int:
-        return TARGETS[self.target].processors
-
-    @property
-    def l2_per_processor(self) -> float:
-        """64 bytes per clock between a multiprocessor and the second-level cache."""
-        return 64 * self.clock
-
-    @property
-    def mufu(self) -> float:
-        """exp2, log2, rsqrt ...: 16 per clock and multiprocessor."""
-        return 16 * self.clock * self.processors
-
-
-DEVICES = {
-    "A100": Device("A100", "sm_80", hbm=2.039e12, bf16=312e12, tf32=156e12, fp32=19.5e12, clock=1.41e9),
-    "H100": Device("H100", "sm_90", hbm=3.35e12, bf16=989e12, tf32=495e12, fp32=67e12, clock=1.755e9),
-}
+BOUND_ON = {"sm_80": DEVICES["A100"], "sm_90": DEVICES["H100"]}
+"""The device whose rates bound times on a target; other targets are only compiled for."""
 
 
 def occupancy(target: Target, registers: int, shared: int, warps: int) -> int:

@@ -6,9 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple
 from typing import Any
 
+from ...kernels.shared.devices import Device
 from .cases import CASES, Case, Shape
 from .compile import Build
-from .hardware import DEVICES, Device
+from .hardware import BOUND_ON
 from .result import PASSES, Kernel, Pass, Result, tiles
 from .roofline import bounds, extrapolate, line
 from .subjects import OURS
@@ -27,7 +28,7 @@ def measure(
     *,
     with_peers: bool = True,
     build_for: Iterable[str] = (),
-    count_for: Iterable[str] = tuple(device.target for device in DEVICES.values()),
+    count_for: Iterable[str] = tuple(BOUND_ON),
     host_repeats: int = 200,
 ) -> list[Result]:
     """Every case's subjects on every target at every shape; kernels are built at the first one. Shapes share K and V.

@@ -11,7 +11,7 @@ from rich.console import Console
 from ...lm.parts.errors import UserError
 from . import budgets
 from .cases import CASES, Case, Shape, check_covered
-from .hardware import DEVICES, TARGETS
+from .hardware import TARGETS
 from .measure import measure
 from .plot import plot
 from .result import Result, ratios
@@ -111,8 +111,7 @@ def _sweep(
     for dim in head_dims:
         with console.status(f"head dim {dim} ..."):
             shapes = [replace(DEFAULT_SHAPES[-1], K=dim, V=dim)]
-            target = DEVICES["H100"].target
-            found[dim] = measure(trained, shapes, with_peers=with_peers, count_for=[target], host_repeats=0)
+            found[dim] = measure(trained, shapes, with_peers=with_peers, count_for=["sm_90"], host_repeats=0)
     return found
 
 

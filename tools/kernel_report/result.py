@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...kernels.shared.devices import Device
 from .cases import Shape
 from .compile import Build
-from .hardware import DEVICES, Device
+from .hardware import BOUND_ON
 from .roofline import Work, slowest
 
 PASSES = ("forward", "backward")
@@ -69,7 +70,7 @@ class Result:
 
     @property
     def device(self) -> Device | None:
-        return next((device for device in DEVICES.values() if device.target == self.target), None)
+        return BOUND_ON.get(self.target)
 
     @property
     def tokens(self) -> int:

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .hardware import Device
+from ...kernels.shared.devices import Device
 
 # what tl.dot multiplies with: the device's rate, and how many such products make one
 PASSES = {

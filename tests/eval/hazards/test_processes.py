@@ -64,14 +64,17 @@ def test_h23_every_request_belongs_to_one_process(weights, n, seed):
 def test_h23_an_error_in_one_process_reaches_all(monkeypatch):
     """Nobody waits for a process that has given up."""
     from hybridlm.eval.forward.processes import in_parallel
+    from hybridlm.eval.forward.scoring import NaNScore
+    from hybridlm.lm.train.faults import Failure
 
     def gather(into, mine):
-        into[:] = [mine, ({}, "FloatingPointError: the model gives NaN")]
+        into[:] = [mine, Failure.of(NaNScore(3))]
 
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    with pytest.raises(RuntimeError, match=r"^process 1 failed: FloatingPointError: the model gives NaN$"):
+    with pytest.raises(NaNScore, match=r"^the model gives NaN"):
         in_parallel(range(4), [1] * 4, lambda chosen: dict.fromkeys(chosen, 0))
     with pytest.raises(KeyError):
         in_parallel(range(4), [1] * 4, lambda chosen: {}[chosen[0]])
