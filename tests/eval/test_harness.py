@@ -1,5 +1,6 @@
 import io
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,18 +183,20 @@ def test_generation_equals_one_prompt_at_a_time(model, tokenizer):
 
 
 class Script(torch.nn.Module):
-    """Stands in for a model: continues any prompt with the given tokens."""
+    """Stands in for a model: continues any prompt with the given tokens, then with EOS."""
 
     device = torch.device("cpu")
 
-    def __init__(self, tokens):
+    def __init__(self, tokens, eos_id=2):
         super().__init__()
-        self.tokens, self.drawn = tokens, 0
+        self.tokens, self.eos_id, self.drawn = tokens, eos_id, 0
 
-    def generate(self, ids, max_new_tokens, *, on_token, **_):
-        for token in self.tokens[:max_new_tokens]:
-            self.drawn += 1
-            on_token(torch.full((len(ids),), token))
+    def forward(self, ids, attention_mask=None, cache=None):
+        left = self.tokens[self.drawn :]
+        self.drawn += 1
+        token = torch.tensor(left[0] if left else self.eos_id)
+        logits = torch.nn.functional.one_hot(token, 340).float().expand(*ids.shape, -1)
+        return SimpleNamespace(logits=logits, cache=cache)
 
 
 @pytest.mark.parametrize(
