@@ -9,7 +9,6 @@ from rich.console import Console
 from hybridlm.eval.synthetic import sweep as sweeping
 from hybridlm.eval.synthetic.plots import full_share, plot_ratio, plot_tradeoff
 from hybridlm.eval.synthetic.sweep import (
-    append,
     best,
     by_slice,
     header,
@@ -20,6 +19,7 @@ from hybridlm.eval.synthetic.sweep import (
     sweep,
 )
 from hybridlm.eval.synthetic.workers import Outcome, run_parallel
+from hybridlm.lm.data.files import append_records
 from hybridlm.lm.parts.errors import ConfigError, DataError, UserError
 from hybridlm.tests.eval.synthetic.replies import reply
 from hybridlm.tests.eval.synthetic.toy import recipe
@@ -97,9 +97,10 @@ def test_a_sweep_that_was_cut_off_runs_only_what_is_missing(path, tmp_path, cons
     first = results.read_bytes().splitlines(keepends=True)
     results.write_bytes(b"".join(first[:5]) + first[5][:40])  # the power went while the sixth line was written
     sweep(path, [], 1, None, tmp_path / "out", console)
-    again = [json.loads(x) for x in results.read_bytes().splitlines()]
+    again = results.read_bytes().splitlines(keepends=True)
+    assert again[:5] == first[:5] and again[5] == first[5][:40] + b"\n" and len(again) == 9
     drop = lambda x: {key: value for key, value in x.items() if key != "seconds"}  # noqa: E731
-    assert [drop(x) for x in again] == [drop(json.loads(x)) for x in first]
+    assert [drop(x) for x in read_results(results)] == [drop(json.loads(x)) for x in first]
 
 
 def test_only_takes_part_of_the_grid(path, tmp_path, console, in_process):
@@ -190,16 +191,14 @@ def test_plots_draw_one_curve_per_mixer(tmp_path):
 
 
 def test_a_file_that_holds_no_results_is_named(tmp_path):
-    (tmp_path / "results.jsonl").write_text("not json\n")
-    with pytest.raises(DataError, match=r"results.jsonl: not a results file"):
+    (tmp_path / "results.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    with pytest.raises(DataError, match=r"results.jsonl: not a results file, a line has no 'variant'; move it away"):
         read_results(tmp_path / "results.jsonl")
 
 
-def test_appending_is_one_line_and_a_run_done_twice_counts_once(tmp_path):
+def test_a_run_done_twice_counts_once(tmp_path):
     lines = [line(seed=seed) for seed in (0, 1, 0)]
-    for x in lines:
-        append(tmp_path / "r.jsonl", x)
-    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 3
+    append_records(tmp_path / "r.jsonl", lines)
     assert read_results(tmp_path / "r.jsonl") == lines[:2]
 
 
