@@ -15,9 +15,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ...lm.model.loss import IGNORE
 from ...lm.parts.norm import RMSNorm
 from .drawing import distinct, generator
-from .task import IGNORE, Anchor, Examples, Task
+from .task import Anchor, Examples, Task
 
 COLUMNS = ("mad_compression", "mad_fuzzy_recall", "mad_recall", "mad_memorization", "mad_noisy_recall", "mad_copy")
 PUBLISHED = {  # percent, columns as above

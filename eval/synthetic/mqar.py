@@ -14,10 +14,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ...lm.model.loss import IGNORE
 from .anchors import FIG2, RECALL_BY_STATE, SLICES
 from .drawing import distinct, generator
 from .slots import draw_slots, slot_weights
-from .task import IGNORE, Anchor, Examples, Task
+from .task import Anchor, Examples, Task
 
 
 class Recall(Task):
