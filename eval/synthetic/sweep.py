@@ -12,8 +12,8 @@ from ...lm.data.files import append_records, read_records
 from ...lm.parts.errors import ConfigError, DataError
 from ...lm.parts.strict import nearest
 from ..console import binary
+from ..jobs import run_parallel
 from .recipe import Point, SyntheticRecipe, load_point
-from .workers import run_parallel
 
 Line = dict[str, Any]
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from hybridlm.eval.jobs import Outcome, run_parallel
 from hybridlm.eval.synthetic import sweep as sweeping
 from hybridlm.eval.synthetic.plots import full_share, plot_ratio, plot_tradeoff
 from hybridlm.eval.synthetic.sweep import (
@@ -18,10 +19,9 @@ from hybridlm.eval.synthetic.sweep import (
     summary,
     sweep,
 )
-from hybridlm.eval.synthetic.workers import Outcome, run_parallel
 from hybridlm.lm.data.files import append_records
 from hybridlm.lm.parts.errors import ConfigError, DataError, UserError
-from hybridlm.tests.eval.synthetic.replies import reply
+from hybridlm.tests.eval.replies import reply
 from hybridlm.tests.eval.synthetic.toy import recipe
 from hybridlm.tools.synthetic import reuse_rows, run_synthetic
 
