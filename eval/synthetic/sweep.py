@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterator
+from contextlib import closing
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from ...lm.data.files import append_records, read_records
 from ...lm.parts.errors import ConfigError, DataError
 from ...lm.parts.strict import nearest
 from ..console import binary
-from ..jobs import run_parallel
+from ..jobs import run_calls
 from .recipe import Point, SyntheticRecipe, load_point
 
 Line = dict[str, Any]
@@ -71,15 +72,16 @@ def sweep(name: str, overrides: list[str], jobs: int, only: str | None, out: Pat
 def _run(todo: list[Call], jobs: int, results: Path, console: Console) -> list[str]:
     """Run all of `todo`, noting each as it ends. Returns a line per failed run."""
     failed = []
-    for ended, outcome in enumerate(run_parallel(run_call, todo, jobs), 1):
-        label = outcome.call.point.label
-        if outcome.error:
-            failed.append(f"{label}: {outcome.error}")
-            said = f"FAILED: {outcome.error}"
-        else:
-            append_records(results, [outcome.value])
-            said = _said(outcome.value)
-        console.print(f"{ended}/{len(todo)} | {label}: {said}", highlight=False, soft_wrap=True)
+    with closing(run_calls(run_call, todo, jobs)) as outcomes:
+        for ended, outcome in enumerate(outcomes, 1):
+            label = outcome.job.point.label
+            if outcome.error:
+                failed.append(f"{label}: {outcome.error}")
+                said = f"FAILED: {outcome.error}"
+            else:
+                append_records(results, [outcome.value])
+                said = _said(outcome.value)
+            console.print(f"{ended}/{len(todo)} | {label}: {said}", highlight=False, soft_wrap=True)
     return failed
 
 

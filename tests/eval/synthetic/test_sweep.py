@@ -1,12 +1,11 @@
 import io
 import json
-import os
 
 import pytest
 import yaml
 from rich.console import Console
 
-from hybridlm.eval.jobs import Outcome, run_parallel
+from hybridlm.eval.jobs import Outcome
 from hybridlm.eval.synthetic import sweep as sweeping
 from hybridlm.eval.synthetic.plots import full_share, plot_ratio, plot_tradeoff
 from hybridlm.eval.synthetic.sweep import (
@@ -21,7 +20,6 @@ from hybridlm.eval.synthetic.sweep import (
 )
 from hybridlm.lm.data.files import append_records
 from hybridlm.lm.parts.errors import ConfigError, DataError, UserError
-from hybridlm.tests.eval.replies import reply
 from hybridlm.tests.eval.synthetic.toy import recipe
 from hybridlm.tools.synthetic import reuse_rows, run_synthetic
 
@@ -41,14 +39,14 @@ def console():
 def in_process(monkeypatch):
     """Runs in this process, one after the other: a process of its own takes seconds to start."""
 
-    def run(function, calls, jobs):
-        for call in calls:
+    def run(function, jobs, _at_once):
+        for job in jobs:
             try:
-                yield Outcome(call, function(call))
+                yield Outcome(job, 0.0, function(job))
             except Exception as error:
-                yield Outcome(call, error=f"{type(error).__name__}: {error}")
+                yield Outcome(job, 0.0, error=f"{type(error).__name__}: {error}")
 
-    monkeypatch.setattr(sweeping, "run_parallel", run)
+    monkeypatch.setattr(sweeping, "run_calls", run)
 
 
 @pytest.fixture
@@ -200,15 +198,6 @@ def test_a_run_done_twice_counts_once(tmp_path):
     lines = [line(seed=seed) for seed in (0, 1, 0)]
     append_records(tmp_path / "r.jsonl", lines)
     assert read_results(tmp_path / "r.jsonl") == lines[:2]
-
-
-def test_a_process_that_dies_costs_one_call():
-    outcomes = {o.call: o for o in run_parallel(reply, ["a", "die", "fail", "b", "c"], 2)}
-    assert outcomes["die"].error == "its process died with exit code 9; out of memory?"
-    assert outcomes["fail"].error == "ValueError: of no use"
-    for call in "abc":
-        assert outcomes[call].value[::2] == (call, "1")
-        assert outcomes[call].value[1] != os.getpid()
 
 
 def test_the_table_of_reuse_has_the_variants_that_were_tested_on_both_tasks():
