@@ -6,6 +6,7 @@ flash-linear-attention's naive functions (a chunked one where its decay is per h
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ class Case:
         return [name for name, reason in reasons.items() if reason is None and name not in ("reference", "triton")]
 
     def call(self, inputs: Inputs, backend: str, chunk_size: int) -> Callable[[], Tensor]:
-        options: dict = {"chunk_size": chunk_size} if self.takes_chunk_size else {}
-        return lambda: self.op(*inputs, output_final_state=True, backend=backend, **options)[0]
+        op = partial(self.op, chunk_size=chunk_size) if self.takes_chunk_size else self.op
+        return lambda: op(*inputs, output_final_state=True, backend=backend)[0]
 
     def call_peer(self, inputs: Inputs) -> Callable[[], Tensor]:
         peer = self.peer()

@@ -292,9 +292,9 @@ def bench_random_features(
     seed: Annotated[int, typer.Option(min=0, help="the first of them")] = 0,
 ) -> None:
     """What attention learns whose queries and keys stay as drawn, beside a random ReLU network; ridge regression."""
-    from ..eval.synthetic.random_features import measure
+    from ..eval.synthetic.random_features import Sizes, measure
 
-    _console().print(measure(seed, seeds, heads=heads, dim=dim, n_keys=keys).table())
+    _console().print(measure(seed, seeds, Sizes(heads, dim, keys)).table())
 
 
 @bench_app.command("study")

@@ -87,9 +87,16 @@ def continue_batch(
             raise _AllStopped
 
     ids, mask = _pad_left(prompts, model.device)
-    how = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
     with suppress(_AllStopped):
-        model.generate(ids, sampling.max_new_tokens, attention_mask=mask, on_token=watch, **how)
+        model.generate(
+            ids,
+            sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            attention_mask=mask,
+            seed=seed,
+            on_token=watch,
+        )
     return [row.finish() for row in rows]
 
 

@@ -86,8 +86,8 @@ class HybridHarness(LM):
         self.apart: Counter[str] = Counter()
         self._responses: tuple[str | Path, str] | None = None
         if responses is not None:
-            options = {"max_length": max_length, "share_prefixes": share_prefixes}
-            self._responses = responses, fingerprint(model, tokenizer, **options)
+            asked_of = fingerprint(model, tokenizer, max_length=max_length, share_prefixes=share_prefixes)
+            self._responses = responses, asked_of
 
     @property
     def device(self) -> torch.device:

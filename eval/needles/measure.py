@@ -54,10 +54,21 @@ def measure_needles(
 
     Raises ConfigError for arguments that cannot be, DataError for a haystack or tokenizer that cannot be used.
     """
-    how = {"depths": depths, "samples": samples, "haystack": haystack, "seed": seed, "beyond": beyond, "cache": cache}
+    drawn = prompts_for(
+        model.config,
+        tokenizer,
+        tasks=tasks,
+        lengths=lengths,
+        depths=depths,
+        samples=samples,
+        haystack=haystack,
+        seed=seed,
+        beyond=beyond,
+        cache=cache,
+    )
     answered = []
     with inference(model):
-        for prompts in prompts_for(model.config, tokenizer, tasks=tasks, lengths=lengths, **how):
+        for prompts in drawn:
             for group in _side_by_side(prompts, batch_tokens):
                 answered += _ask(model, tokenizer, group, generate)
     cells, totals = summarise(answered, length_limit(model.config))

@@ -160,9 +160,9 @@ def plot_heat_map(needles: Needles, path: str | Path, metric: str = "score") -> 
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     images = []
     values = [getattr(cell, metric) for cell in cells]
-    colours: dict[str, Any] = {"cmap": "RdYlGn", "vmin": 0, "vmax": 1}
+    colours, lowest, highest = "RdYlGn", 0.0, 1.0
     if metric == "answer_nats":  # small is good
-        colours = {"cmap": "RdYlGn_r", "vmin": min(values), "vmax": max(values)}
+        colours, lowest, highest = "RdYlGn_r", min(values), max(values)
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(1.5 + 2.6 * len(tasks), 3.4), sharey=True, squeeze=False, layout="constrained"
     )
@@ -171,7 +171,8 @@ def plot_heat_map(needles: Needles, path: str | Path, metric: str = "score") -> 
         mine = {(c.depth, c.length): getattr(c, metric) for c in cells if c.task == task}
         lengths = sorted({length for _, length in mine})
         grid = np.array([[mine.get((depth, length), math.nan) for length in lengths] for depth in depths])
-        images.append(panel.pcolormesh(grid, edgecolors="white", linewidth=1, **colours))
+        image = panel.pcolormesh(grid, edgecolors="white", linewidth=1, cmap=colours, vmin=lowest, vmax=highest)
+        images.append(image)
         panel.set_xticks(np.arange(len(lengths)) + 0.5, [str(length) for length in lengths], rotation=45)
         shown = range(0, len(depths), max(1, (len(depths) - 1) // 4))
         panel.set_yticks([i + 0.5 for i in shown], [f"{100 * depths[i]:.0f} %" for i in shown])

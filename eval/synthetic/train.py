@@ -130,8 +130,9 @@ def rate(optim: TrainerConfig, step: int, per_epoch: int) -> float:
 def optimizer(model: nn.Module, optim: TrainerConfig) -> torch.optim.AdamW:
     """AdamW, with decay on every parameter as published, else on matrices only."""
     if optim.schedule == "as_published":
-        how = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
-        return torch.optim.AdamW(model.parameters(), **how, fused=True)
+        return torch.optim.AdamW(
+            model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
     return build_optimizer(model, OptimConfig(lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay))
 
 
