@@ -10,7 +10,7 @@ from ..lm.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from ..eval.needles import Needles
-    from ..eval.positions.positions import Positions
+    from ..eval.positions.measure import Positions
     from ..lm.data.tokenizer import Tokenizer
     from ..lm.model import HybridLM
 
@@ -54,7 +54,7 @@ def prepare_positions(
     What comes back measures a model of a checkpoint's name, a curve for every mode; nothing about the model changes.
     Raises ConfigError and DataError that name the field.
     """
-    from ..eval.positions.positions import Reading, Stretches, joined, measure_positions, modes_of
+    from ..eval.positions.measure import Reading, Stretches, joined, measure_positions, modes_of
     from ..eval.texts import read_text
 
     config = recipe.eval.positions or PositionsConfig()
@@ -88,7 +88,7 @@ PREPARE = {"needles": prepare_needles, "positions": prepare_positions}
 def draw(result: object, folder: Path) -> Path | None:
     """The plot of needles with depths, or of positions, beside their file; None for what has none."""
     from ..eval.needles import Needles, plot_heat_map
-    from ..eval.positions.positions import Positions, plot_positions
+    from ..eval.positions.measure import Positions, plot_positions
 
     if isinstance(result, Positions):
         return plot_positions(result, folder / "positions.png")

@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from rich.console import Console
 
 from hybridlm.eval.benchmarks.harness import HybridHarness
-from hybridlm.eval.positions.positions import (
+from hybridlm.eval.positions.measure import (
     Positions,
     Reading,
     Stretches,

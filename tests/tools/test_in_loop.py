@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hybridlm.eval.needles import Needles
-from hybridlm.eval.positions.positions import Positions
+from hybridlm.eval.positions.measure import Positions
 from hybridlm.lm.parts.errors import ConfigError, DataError, UserError, concerning
 from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
