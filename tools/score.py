@@ -1,20 +1,18 @@
 """Benchmarks and other measurements on a run, by name or by suite."""
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch.distributed as dist
 from rich.console import Console
 
-from ..eval.console import stage
+from ..eval.measurement import LONG, Scoring, measurements
 from ..lm.parts.errors import ConfigError
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
 from ..lm.train.distributed import start_process_group
-from .in_loop import Measurement, prepare_all
-from .long import PREPARE
+from .measure import prepare_all, show
 
 
 def run_suite(
@@ -40,14 +38,13 @@ def run_suite(
     Raises ConfigError for unknown names, the nearest ones in it, before anything is computed.
     """
     from ..eval.benchmarks.catalogue import expand
-    from ..eval.benchmarks.evaluation import evaluate
-    from ..eval.benchmarks.suites import MEASUREMENTS, measurements
+    from ..eval.benchmarks.suites import measurements as members
 
     run = Run(run_folder)
     if other := [override for override in overrides if not override.startswith("eval.")]:
         raise ConfigError(f"override {other[0]!r}: a finished run has only eval settings to change; use eval.KEY=VALUE")
     run.recipe = Recipe.load(run.folder / "recipe.yaml", overrides)
-    names = dict.fromkeys([*(measurements(suite) if suite else ()), *tasks])
+    names = dict.fromkeys([*(members(suite) if suite else ()), *tasks])
     if not names:
         raise ConfigError("tasks: none given; name tasks or a suite")
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -55,40 +52,31 @@ def run_suite(
         start_process_group()
     speaks = not together or dist.get_rank() == 0
     console = console if speaks else Console(quiet=True)
-    benchmarks = [name for name in names if name not in MEASUREMENTS]
+    benchmarks = [name for name in names if name not in LONG]
     if benchmarks:
         expand(benchmarks)
     model, tokenizer, newest = run.load_model(), run.tokenizer(), run.newest_checkpoint().name
+    results = run.folder / "eval"
     length = max_length or run.recipe.model.context
-    least = max(run.recipe.eval.batch_tokens, length)
-    tokens = batch_tokens if isinstance(batch_tokens, int) else least
-    long = [
-        Measurement(name, partial(PREPARE[name], model, run.recipe, tokenizer, tokens), run.folder / "eval")
-        for name in MEASUREMENTS
-        if name in names and speaks
-    ]
-    prepare_all(long, console)
-    if benchmarks:
-        with stage(console, f"scoring {', '.join(benchmarks)}"):
-            scores = evaluate(
-                model,
-                tokenizer,
-                benchmarks,
-                max_length=length,
-                cache=Path(run.recipe.data.cache).expanduser(),
-                limit=limit,
-                num_fewshot=num_fewshot,
-                fewshot_seed=fewshot_seed,
-                batch_tokens=batch_tokens or least,
-                on_long=on_long,
-                responses=run.folder / "eval" / "responses",
-                data_parallel=together,
-                seed=run.recipe.seed,
-                checkpoint=newest,
-                progress=speaks,
-            )
+    scoring = Scoring(
+        length,
+        batch_tokens or max(run.recipe.eval.batch_tokens, length),
+        limit,
+        num_fewshot,
+        fewshot_seed,
+        on_long,
+        responses=results / "responses",
+        data_parallel=together,
+        seed=run.recipe.seed,
+        progress=speaks,
+    )
+    asked = measurements(names, run.recipe, tokenizer, scoring)
+    if not speaks:
+        asked = [one for one in asked if one.name not in LONG]
+    prepare_all(asked, model, console)
+    for one in asked:
         if speaks:
-            scores.save(run.folder / "eval" / newest / "tasks.json")
-        console.print(scores.table())
-    for one in long:
-        one.shown(model, newest, console)
+            doing = f"measuring {one.name}" if one.name in LONG else f"scoring {', '.join(benchmarks)}"
+            show(one, model, newest, results, doing, console)
+        else:
+            one.run(model, newest)

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rich.table import Table
 
 from ...lm.data.files import write_atomically
+from ..saved import Saved
 from ..tasks.gold import bits_per_byte
 
 
@@ -40,8 +41,10 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Saved):
     """All scores of one evaluation, and what they were taken with."""
+
+    kind: ClassVar[str] = "tasks"
 
     scores: list[Score]
     checkpoint: str
@@ -64,14 +67,13 @@ class Scores:
             mine = {score.task for score in self.scores}
             scores = [*(score for score in kept.scores if score.task not in mine), *scores]
         taken = {key: value for key, value in asdict(self).items() if key != "scores"}
-        content = {"kind": "tasks", **taken, "scores": [asdict(score) for score in scores]}
+        content = {"kind": self.kind, **taken, "scores": [asdict(score) for score in scores]}
         write_atomically(path, json.dumps(content, indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        del content["kind"]
+        content = cls.read(path)
         return cls(**{**content, "scores": [Score(**score) for score in content["scores"]]})
 
     def values(self) -> dict[str, float]:

@@ -1,9 +1,8 @@
 """Sets of measurements by name, as `hybridlm eval RUN --suite NAME` runs them."""
 
+from ..needles.measurement import NeedlesMeasurement
+from ..positions.measurement import PositionsMeasurement
 from .catalogue import CATALOGUE, GROUPS, unknown
-
-MEASUREMENTS = ("needles", "positions")
-"""Names in a suite that are no lm-eval tasks: needles in long contexts, perplexity by position."""
 
 
 def _members(suite: str) -> tuple[str, ...]:
@@ -13,7 +12,7 @@ def _members(suite: str) -> tuple[str, ...]:
 SUITES: dict[str, tuple[str, ...]] = {
     "recall": _members("recall"),
     "commonsense": _members("commonsense"),
-    "long": MEASUREMENTS,
+    "long": (NeedlesMeasurement.name, PositionsMeasurement.name),
     "probes": _members("probes"),
 }
 SUITES["all"] = (

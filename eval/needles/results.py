@@ -110,6 +110,13 @@ class Needles(Saved):
             table.caption = "beyond: prompts longer than what the model's positions were trained for"
         return table
 
+    def plot(self, folder: Path) -> Path | None:
+        """Depth against length in folder/needles.png, of what was written, or else foretold; None without depths."""
+        if all(cell.depth is None for cell in self.cells):
+            return None
+        written = all(cell.score is not None for cell in self.cells)
+        return plot_heat_map(self, folder / "needles.png", "score" if written else "answer_accuracy")
+
 
 def summarise(answered: Iterable[Answered], limit: int | None) -> tuple[list[Cell], list[Total]]:
     """Means by task, length and depth, and by task and length; limit: the model's, None without one."""
