@@ -14,7 +14,8 @@ from ..lm.run import Run
 from ..lm.train.telemetry import log_measured
 from .measure import show
 from .ngram import Yardstick, yardsticks
-from .report import plot_runs, valid_scores
+from .records import valid_scores
+from .report import plot_runs
 from .sample import stream
 
 

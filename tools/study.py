@@ -23,7 +23,7 @@ from ..lm.recipe.grid import Variant
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
 from .recipes import select
-from .report import valid_scores
+from .records import valid_scores
 from .study_tables import markdown, show
 from .summary import LONG, size_of
 
