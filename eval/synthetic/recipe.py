@@ -99,7 +99,7 @@ class CurveConfig(Strict):
         return [Variant(name + size, [*common, *own], curve) for size, own in sizes.items()]
 
 
-class GridConfig(Strict):
+class SweepConfig(Strict):
     """Curves x widths x learning rates x seeds; see the module.
 
     With `settings`, named lists of overrides, all that once in each: such as several pairs of train and test slices, on
@@ -160,7 +160,7 @@ class SyntheticRecipe(Strict):
     test: list[Slice] = Field(min_length=1)
     model: ModelConfig = ModelConfig(pattern=["attention"])
     optim: TrainerConfig = TrainerConfig()
-    grid: GridConfig | None = None
+    grid: SweepConfig | None = None
     expect: dict[str, Bound] = Field(
         default_factory=dict, description="bounds by variant; a sweep that breaks one fails"
     )

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from .result import Result
+from .result import CaseResult
 from .subjects import OURS
 
 
-def plot(sweep: dict[int, list[Result]], path: Path) -> None:
+def plot(sweep: dict[int, list[CaseResult]], path: Path) -> None:
     """`sweep`: results of one target and shape by head dim. A column of panels per case: bytes above, time below."""
     import matplotlib
 
