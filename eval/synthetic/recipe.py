@@ -27,7 +27,8 @@ from ...lm.parts.errors import ConfigError
 from ...lm.parts.strict import Strict, nearest
 from ...lm.recipe.files import load_tree
 from ...lm.recipe.grid import Variant
-from ...lm.recipe.model import BaseModelConfig, Layer, ModelConfig
+from ...lm.recipe.layers import Layer
+from ...lm.recipe.model import BaseModelConfig, ModelConfig
 from . import parse
 from .task import Task, segment_seeds
 

@@ -1,19 +1,15 @@
 """The recipe's `model` section: a decoder and the layers it is made of."""
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, create_model, model_validator
 
 from ..mixers import MIXERS
 from ..mixers.options import MixerConfig
+from ..parts.errors import ConfigError
 from ..parts.shape import ModelShape
-from ..parts.strict import Strict
-
-if TYPE_CHECKING:
-    from .layers import LayerSpec
-
-Layer = str | dict[str, dict[str, Any]]
-"""A layer is a mixer's name, or `{name: {option: value}}` to set options for this layer alone."""
+from ..parts.strict import Strict, nearest
+from .layers import Layer, LayerSpec, Remainder, spelled_out
 
 
 class FFNConfig(Strict):
@@ -41,7 +37,7 @@ class BaseModelConfig(Strict):
     pattern: list[Layer] | None = Field(default=None, min_length=1)
     ratio: dict[str, int] | None = None
     layers: list[Layer] | None = None
-    remainder: Literal["error", "cut"] = "error"
+    remainder: Remainder = "error"
     """What a period of `pattern` or `ratio` that does not divide `n_layers` is: an error, or cut where the layers end;
     a kind of layer that is then left out altogether takes the last layer."""
     positions: Literal["none", "learned"] = "none"
@@ -62,11 +58,35 @@ class BaseModelConfig(Strict):
         self.layer_specs()
         return self
 
-    def layer_specs(self) -> "list[LayerSpec]":
-        """The layers in order, each with its mixer's resolved options."""
-        from .layers import layer_specs
+    def layer_specs(self) -> list[LayerSpec]:
+        """The layers in order, each with its mixer's resolved options. Raises ValueError with the fix."""
+        layers = spelled_out(self.n_layers, self.remainder, pattern=self.pattern, ratio=self.ratio, layers=self.layers)
+        resolved: dict[str, LayerSpec] = {}
+        for layer in layers:
+            if repr(layer) not in resolved:
+                resolved[repr(layer)] = self._spec(layer)
+        return [resolved[repr(layer)] for layer in layers]
 
-        return layer_specs(self)
+    def _spec(self, layer: Layer) -> LayerSpec:
+        if isinstance(layer, dict) and len(layer) != 1:
+            raise ValueError(f"layers: {layer} is not one layer; write a name or {{name: {{option: value}}}}")
+        name, own = (layer, {}) if isinstance(layer, str) else next(iter(layer.items()))
+        if name not in MIXERS:
+            raise ValueError(f"layers: unknown mixer {name!r}; {nearest(name, MIXERS)}")
+        options = self.mixer_options(name)
+        if own:
+            try:
+                options = type(options).parse({**options.model_dump(exclude_unset=True), **own}, where=f"layer {name}")
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return LayerSpec(name, self._finished(options))
+
+    def _finished(self, options: MixerConfig) -> MixerConfig:
+        hidden = options.ffn_hidden or (self.ffn.width(self.d_model) if self.ffn else 0)
+        finished = options.resolve(self.shape).model_copy(update={"ffn_hidden": hidden})
+        if missing := finished.unfinished():
+            raise TypeError(f"{type(options).__name__}.resolve: leaves {', '.join(missing)} without a size")
+        return finished
 
     @property
     def shape(self) -> ModelShape:
