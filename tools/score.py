@@ -47,10 +47,10 @@ def run_suite(
     names = dict.fromkeys([*(members(suite) if suite else ()), *tasks])
     if not names:
         raise ConfigError("tasks: none given; name tasks or a suite")
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if together:
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if shared:
         start_process_group()
-    speaks = not together or dist.get_rank() == 0
+    speaks = not shared or dist.get_rank() == 0
     console = console if speaks else Console(quiet=True)
     benchmarks = [name for name in names if name not in LONG]
     if benchmarks:
@@ -66,7 +66,7 @@ def run_suite(
         fewshot_seed,
         on_long,
         responses=results / "responses",
-        data_parallel=together,
+        data_parallel=shared,
         seed=run.recipe.seed,
         progress=speaks,
     )
