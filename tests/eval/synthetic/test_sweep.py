@@ -126,7 +126,7 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(tmp_path, console
 def test_the_report_has_command_tables_and_plots(path, tmp_path, console, in_process):
     out = run_synthetic(path, ["grid.seeds=[0, 1]"], 1, None, tmp_path / "out", console)
     text = (out / "results.md").read_text()
-    assert text.startswith(f"`hybridlm mqar {path} 'grid.seeds=[0, 1]' --out {out}`, 8 runs, on ")
+    assert text.startswith(f"`hybridlm synthetic {path} 'grid.seeds=[0, 1]' --out {out}`, 8 runs, on ")
     assert "| conv-d16 |" in text
     assert "toy_successor L15" in text
     assert {x.suffix for x in out.glob("tradeoff.*")} == {".png", ".svg"}
