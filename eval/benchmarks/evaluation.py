@@ -23,7 +23,7 @@ from ..forward.scoring import TargetScore
 from .catalogue import GROUPS, Options, build, content_hash
 from .harness import HybridHarness
 from .response_cache import fingerprint
-from .scores import Score, Scores, collect, group_mean
+from .scores import Scores, collect, group_mean
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ class Benchmarks:
     def score(self, harness: HybridHarness, checkpoint: str = "") -> Scores:
         """The scores of the harness's model, the same at every call. checkpoint: a name for its weights."""
         results = self._run(harness, bootstrap_iters=1000)
-        rows = collect(results, self.tasks, self.hashes)
-        scores = [Score(truncated=harness.truncated[r["task"]], apart=harness.apart[r["task"]], **r) for r in rows]
+        scores = collect(results, self.tasks, self.hashes, truncated=harness.truncated, apart=harness.apart)
         for group in (name for name in self.names if name in GROUPS):
             scores += group_mean(group, [score for score in scores if score.task in GROUPS[group]])
         identity = fingerprint(harness.model, harness.tokenizer)
