@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import numpy as np
 from rich.table import Table
@@ -126,24 +126,56 @@ def summarise(answered: Iterable[Answered], limit: int | None) -> tuple[list[Cel
         cells[one.prompt.task, one.prompt.length, one.prompt.depth].append(one)
         totals[one.prompt.task, one.prompt.length].append(one)
     return (
-        [Cell(*key, n=len(group), truncated=0, **_means(group)) for key, group in cells.items()],
-        [
-            Total(
-                task,
-                length,
-                stderr=_stderr(group),
-                n=len(group),
-                beyond=len(group) if limit is not None and length > limit else 0,
-                **_means(group),
-            )
-            for (task, length), group in totals.items()
-        ],
+        [_cell(key, group) for key, group in cells.items()],
+        [_total(task, length, group, limit) for (task, length), group in totals.items()],
     )
 
 
-def _means(group: list[Answered]) -> dict[str, Any]:
-    columns = {metric: [getattr(one, metric) for one in group] for metric in METRICS}
-    return {name: None if None in column else statistics.fmean(column) for name, column in columns.items()}
+def _cell(key: tuple[str, int, float | None], group: list[Answered]) -> Cell:
+    means = _means(group)
+    return Cell(
+        *key,
+        score=means.score,
+        n=len(group),
+        truncated=0,
+        answer_accuracy=means.answer_accuracy,
+        answer_exact=means.answer_exact,
+        answer_nats=means.answer_nats,
+    )
+
+
+def _total(task: str, length: int, group: list[Answered], limit: int | None) -> Total:
+    means = _means(group)
+    return Total(
+        task,
+        length,
+        score=means.score,
+        stderr=_stderr(group),
+        n=len(group),
+        beyond=len(group) if limit is not None and length > limit else 0,
+        answer_accuracy=means.answer_accuracy,
+        answer_exact=means.answer_exact,
+        answer_nats=means.answer_nats,
+    )
+
+
+class _Means(NamedTuple):
+    """Of the fields of Answered; no score where any prompt has none."""
+
+    score: float | None
+    answer_accuracy: float
+    answer_exact: float
+    answer_nats: float
+
+
+def _means(group: list[Answered]) -> _Means:
+    scores = [one.score for one in group if one.score is not None]
+    return _Means(
+        statistics.fmean(scores) if len(scores) == len(group) else None,
+        statistics.fmean(one.answer_accuracy for one in group),
+        statistics.fmean(one.answer_exact for one in group),
+        statistics.fmean(one.answer_nats for one in group),
+    )
 
 
 def _stderr(group: list[Answered]) -> float | None:
