@@ -123,6 +123,6 @@ def _of_suites(suites: Sequence[str]) -> list[str]:
     if not suites:
         return []
     with concerning("eval.suites"):
-        from .benchmarks.suites import measurements as members
+        from .benchmarks.suites import members_of
 
-        return [name for suite in suites for name in members(suite)]
+        return [name for suite in suites for name in members_of(suite)]

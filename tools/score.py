@@ -7,7 +7,8 @@ from typing import Literal
 import torch.distributed as dist
 from rich.console import Console
 
-from ..eval.measurement import LONG, Scoring, measurements
+from ..eval.benchmarks.measurement import Scoring
+from ..eval.measurement import LONG, measurements
 from ..lm.parts.errors import ConfigError
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
@@ -38,13 +39,13 @@ def run_suite(
     Raises ConfigError for unknown names, the nearest ones in it, before anything is computed.
     """
     from ..eval.benchmarks.catalogue import expand
-    from ..eval.benchmarks.suites import measurements as members
+    from ..eval.benchmarks.suites import members_of
 
     run = Run(run_folder)
     if other := [override for override in overrides if not override.startswith("eval.")]:
         raise ConfigError(f"override {other[0]!r}: a finished run has only eval settings to change; use eval.KEY=VALUE")
     run.recipe = Recipe.load(run.folder / "recipe.yaml", overrides)
-    names = dict.fromkeys([*(members(suite) if suite else ()), *tasks])
+    names = dict.fromkeys([*(members_of(suite) if suite else ()), *tasks])
     if not names:
         raise ConfigError("tasks: none given; name tasks or a suite")
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -71,14 +71,14 @@ class TasksMeasurement:
 
     def rehearse(self, model: "HybridLM") -> None:
         """Encode every request and hold it to the limits."""
-        how = self.scoring
+        how, benchmarks = self.scoring, self.benchmarks
         with self._concerning():
             from .evaluation import Rehearsal
 
             rehearsal = Rehearsal(
                 model, self.tokenizer, max_length=how.max_length, batch_tokens=how.batch_tokens, on_long=how.on_long
             )
-            self.benchmarks.rehearse(rehearsal)
+            benchmarks.rehearse(rehearsal)
 
     def run(self, model: "HybridLM", checkpoint: str) -> "Scores":
         from .harness import HybridHarness

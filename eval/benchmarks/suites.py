@@ -5,15 +5,15 @@ from ..positions.measurement import PositionsMeasurement
 from .catalogue import CATALOGUE, GROUPS, unknown
 
 
-def _members(suite: str) -> tuple[str, ...]:
+def _tagged(suite: str) -> tuple[str, ...]:
     return tuple(name for name, entry in CATALOGUE.items() if suite in entry.suites)
 
 
 SUITES: dict[str, tuple[str, ...]] = {
-    "recall": _members("recall"),
-    "commonsense": _members("commonsense"),
+    "recall": _tagged("recall"),
+    "commonsense": _tagged("commonsense"),
     "long": (NeedlesMeasurement.name, PositionsMeasurement.name),
-    "probes": _members("probes"),
+    "probes": _tagged("probes"),
 }
 SUITES["all"] = (
     *(name for members in SUITES.values() for name in members),
@@ -21,7 +21,7 @@ SUITES["all"] = (
 )
 
 
-def measurements(suite: str) -> tuple[str, ...]:
+def members_of(suite: str) -> tuple[str, ...]:
     """What a suite consists of; a ConfigError names the nearest suite."""
     if suite not in SUITES:
         raise unknown("suite", suite, list(SUITES))

@@ -53,8 +53,9 @@ class NeedlesMeasurement:
 
     def rehearse(self, model: "HybridLM") -> None:
         """Draw every prompt."""
+        questions = self.questions
         with concerning("eval.needles"):
-            for _drawn in self.questions.prompts(model.config, self.tokenizer):
+            for _drawn in questions.prompts(model.config, self.tokenizer):
                 pass
 
     def run(self, model: "HybridLM", checkpoint: str) -> Needles:

@@ -66,9 +66,10 @@ class PositionsMeasurement:
 
     def rehearse(self, model: "HybridLM") -> None:
         """Hold every mode against the model."""
+        stretches = self.stretches
         with concerning("eval.positions"):
             for reading in self.readings(model):
-                reading.check(model, self.stretches)
+                reading.check(model, stretches)
 
     def run(self, model: "HybridLM", checkpoint: str) -> Positions:
         curves = [

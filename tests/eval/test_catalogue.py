@@ -8,7 +8,7 @@ from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from hybridlm.eval.benchmarks.catalogue import CATALOGUE, GROUPS, Options, build, content_hash, expand
-from hybridlm.eval.benchmarks.suites import SUITES, measurements
+from hybridlm.eval.benchmarks.suites import SUITES, members_of
 from hybridlm.eval.measurement import LONG
 from hybridlm.eval.tasks import olmo_data
 from hybridlm.eval.tasks.entry import STOCK, Stock
@@ -59,7 +59,7 @@ def test_unknown_names_give_the_nearest():
     with pytest.raises(
         ConfigError, match=r"^suite 'recal': unknown; did you mean 'recall'\? suites: all, commonsense, "
     ):
-        measurements("recal")
+        members_of("recal")
     with pytest.raises(ConfigError, match=r"^tasks: none given; there are: "):
         expand([])
 
