@@ -60,12 +60,12 @@ def run_suite(
     results = run.folder / "eval"
     length = max_length or run.recipe.model.context
     scoring = Scoring(
-        length,
-        batch_tokens or max(run.recipe.eval.batch_tokens, length),
-        limit,
-        num_fewshot,
-        fewshot_seed,
-        on_long,
+        max_length=length,
+        batch_tokens=batch_tokens or max(run.recipe.eval.batch_tokens, length),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        fewshot_seed=fewshot_seed,
+        on_long=on_long,
         responses=results / "responses",
         data_parallel=shared,
         seed=run.recipe.seed,
