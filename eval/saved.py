@@ -20,6 +20,10 @@ class Saved:
         content = {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]  subclasses are dataclasses
         write_atomically(path, json.dumps(content, indent=1).encode())
 
+    def plot(self, folder: Path) -> Path | None:
+        """Draw what there is to see into `folder`, and say where it is; None where there is nothing."""
+        return None
+
     @staticmethod
     def read(path: str | Path) -> dict[str, Any]:
         """The fields that `save` wrote, as plain values."""

@@ -12,7 +12,7 @@ from hybridlm.tools import cli
 
 runner = CliRunner()
 VERBS = (
-    *("fetch", "prepare", "train", "eval", "mqar", "convert", "export"),
+    *("fetch", "prepare", "train", "eval", "synthetic", "mqar", "convert", "export"),
     *("generate", "report", "recipes", "doctor", "bench"),
 )
 
@@ -39,6 +39,15 @@ def test_every_verb_explains_itself(verb):
     result = runner.invoke(cli.app, [verb, "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+def test_mqar_and_synthetic_are_one_command(monkeypatch):
+    asked = []
+    monkeypatch.setattr("hybridlm.tools.synthetic.run_synthetic", lambda *given: asked.append(given[:-1]))
+    for verb in ("synthetic", "mqar"):
+        given = [verb, "mqar/mini", "optim.epochs=1", "--jobs", "1", "--only", "gla*", "--out", "there"]
+        assert runner.invoke(cli.app, given).exit_code == 0
+    assert asked == [("mqar/mini", ["optim.epochs=1"], 1, "gla*", Path("there"))] * 2
 
 
 def test_only_a_launcher_makes_this_one_of_several_processes(monkeypatch):

@@ -6,6 +6,7 @@ flash-linear-attention's naive functions (a chunked one where its decay is per h
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ Inputs = list[Tensor]
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """One operator. `shapes`: B, T, H, K, V by name. `products`: matmuls of 2 K V per token and head, forward."""
 
     name: str
@@ -37,8 +38,8 @@ class Case:
         return [name for name, reason in reasons.items() if reason is None and name not in ("reference", "triton")]
 
     def call(self, inputs: Inputs, backend: str, chunk_size: int) -> Callable[[], Tensor]:
-        options: dict = {"chunk_size": chunk_size} if self.takes_chunk_size else {}
-        return lambda: self.op(*inputs, output_final_state=True, backend=backend, **options)[0]
+        op = partial(self.op, chunk_size=chunk_size) if self.takes_chunk_size else self.op
+        return lambda: op(*inputs, output_final_state=True, backend=backend)[0]
 
     def call_peer(self, inputs: Inputs) -> Callable[[], Tensor]:
         peer = self.peer()
@@ -114,8 +115,8 @@ TWO = ONE | {"8 x 512, H=4, K=48, V=96": (8, 512, 4, 48, 96)}
 WIDE = {"T=1024, 256 channels": (1, 1024, 4, 64, 1)}
 
 CASES = (
-    Case("gated_delta_rule", gated_delta_rule, delta_inputs, "transformers", transformers_fallback, TWO, 3),
-    Case(
+    BenchCase("gated_delta_rule", gated_delta_rule, delta_inputs, "transformers", transformers_fallback, TWO, 3),
+    BenchCase(
         "gated_linear_attention, decay per head",
         gated_linear_attention,
         _head_inputs,
@@ -124,8 +125,8 @@ CASES = (
         ONE,
         2,
     ),
-    Case(
+    BenchCase(
         "gated_linear_attention, per channel", gated_linear_attention, _channel_inputs, "fla naive", _naive_gla, ONE, 2
     ),
-    Case("gated_scan", gated_scan, _scan_inputs, "fla naive", _naive_hgrn, WIDE, 0, takes_chunk_size=False),
+    BenchCase("gated_scan", gated_scan, _scan_inputs, "fla naive", _naive_hgrn, WIDE, 0, takes_chunk_size=False),
 )

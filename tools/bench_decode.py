@@ -23,7 +23,7 @@ STREAM = 1 << 28  # bytes read to measure the memory's bandwidth, far more than 
 
 
 @dataclass
-class Row:
+class DecodeCase:
     """Seconds per step of both sides, one entry a round, for a batch behind a context."""
 
     batch: int
@@ -39,7 +39,7 @@ class Row:
 
 def bench_decode(
     subject: str, batches: list[int], contexts: list[int], rounds: int, threads: int, console: Console
-) -> list[Row]:
+) -> list[DecodeCase]:
     """Time greedy decoding of `subject`, a run folder or a recipe (random weights), in float32.
 
     transformers' model has the same weights: it is loaded from an export. Prints milliseconds per step in the median,
@@ -49,7 +49,7 @@ def bench_decode(
     model = _model(subject)
     with tempfile.TemporaryDirectory() as folder:
         peer = _transformers(model, Path(folder) / "export")
-    rows = [Row(batch, context) for context in contexts for batch in batches]
+    rows = [DecodeCase(batch, context) for context in contexts for batch in batches]
     for row in rows:
         _time(row, model, peer, rounds)
     floor = sum(p.nbytes for p in model.parameters()) / bandwidth()
@@ -81,7 +81,7 @@ def _transformers(model: HybridLM, folder: Path) -> Any:
 
 
 @torch.no_grad()
-def _time(row: Row, model: HybridLM, peer: Any, rounds: int) -> None:
+def _time(row: DecodeCase, model: HybridLM, peer: Any, rounds: int) -> None:
     ids = torch.randint(model.config.vocab_size, (1, row.context), generator=torch.Generator().manual_seed(0))
     ours, theirs = _ours(model, ids, row.batch), _theirs(peer, ids, row.batch)
     for i in range(rounds + 1):
@@ -127,7 +127,7 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def _print(rows: list[Row], floor: float, title: str, console: Console) -> None:
+def _print(rows: list[DecodeCase], floor: float, title: str, console: Console) -> None:
     header = ("context", "batch", "hybridlm, ms", "transformers, ms", "ratio", "weights at full bandwidth")
     cells = [
         (

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from .bench_cases import CASES, Case, Inputs
+from .bench_cases import CASES, BenchCase, Inputs
 
 SWEEP = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -87,7 +87,7 @@ def bench_ops(
 
 
 def _compare(
-    case: Case, shape_name: str, dtype: str, threads: int, peak: float, repeats: int, chunk_size: int
+    case: BenchCase, shape_name: str, dtype: str, threads: int, peak: float, repeats: int, chunk_size: int
 ) -> Iterator[Row]:
     shape = case.shapes[shape_name]
     inputs = case.make(shape, DTYPES[dtype])
@@ -116,7 +116,7 @@ def _compare(
             )
 
 
-def _sweep(case: Case, sweep: Sequence[int], threads: int, repeats: int, chunk_size: int) -> list[Length]:
+def _sweep(case: BenchCase, sweep: Sequence[int], threads: int, repeats: int, chunk_size: int) -> list[Length]:
     """Every length in turn in each round, short ones several times over, so that all see the same machine."""
     backend = case.backends()[-1]
     times: dict[int, list[float]] = {T: [] for T in sweep}

@@ -129,15 +129,16 @@ def evaluate(
     )
 
 
-@app.command()
-def mqar(
+@app.command("mqar", help="The same as synthetic, under its first name.")
+@app.command("synthetic")
+def synthetic(
     recipe: RecipeName,
     overrides: Overrides = None,
     jobs: Annotated[int, typer.Option(min=1, help="models that train at the same time, on a thread each")] = 2,
     only: Only = None,
     out: Annotated[Path | None, typer.Option(help="folder of results and plots; default: runs/{name}")] = None,
 ) -> None:
-    """Train small models on MQAR or another synthetic task, over a grid; goes on where it stopped."""
+    """Train small models on synthetic tasks, such as MQAR, over a grid; goes on where it stopped."""
     from .synthetic import run_synthetic
 
     run_synthetic(recipe, overrides or [], jobs, only, out, _console())
@@ -188,7 +189,7 @@ def generate(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="folders of runs, or of sweeps by hybridlm mqar")
+        list[Path], typer.Argument(metavar="RUN...", help="folders of runs, or of sweeps by hybridlm synthetic")
     ],
     out: Annotated[Path | None, typer.Option(help="the page; default: report.html in the first folder")] = None,
 ) -> None:
@@ -312,9 +313,9 @@ def bench_random_features(
     seed: Annotated[int, typer.Option(min=0, help="the first of them")] = 0,
 ) -> None:
     """What attention learns whose queries and keys stay as drawn, beside a random ReLU network; ridge regression."""
-    from ..eval.synthetic.random_features import measure
+    from ..eval.synthetic.random_features import Sizes, measure
 
-    _console().print(measure(seed, seeds, heads=heads, dim=dim, n_keys=keys).table())
+    _console().print(measure(seed, seeds, Sizes(heads, dim, keys)).table())
 
 
 @bench_app.command("study")

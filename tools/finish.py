@@ -8,11 +8,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ..eval.console import stage
+from ..eval.measurement import Measurement
 from ..lm.data.prepare import Prepared
+from ..lm.model.loading import load_run
 from ..lm.run import Run
-from .in_loop import Measurement, measure_newest
+from ..lm.train.telemetry import log_measured
+from .measure import show
 from .ngram import Yardstick, yardsticks
-from .report import plot_runs, valid_scores
+from .records import valid_scores
+from .report import plot_runs
 from .sample import stream
 
 
@@ -29,6 +33,16 @@ def finish(run: Run, prepared: Prepared, asked: Sequence[Measurement], console: 
     if evals.yardsticks:
         compare(run, prepared, console)
     console.print(f"plot: {plot_runs([run], run.folder / 'plots' / 'loss.png')}", highlight=False, soft_wrap=True)
+
+
+def measure_newest(run: Run, asked: Sequence[Measurement], console: Console) -> None:
+    """Measure the newest checkpoint, print what came out, and log the numbers as the loop does."""
+    if not asked:
+        return
+    model, checkpoint = load_run(run), run.newest_checkpoint().name
+    for one in asked:
+        result = show(one, model, checkpoint, run.folder / "eval", f"measuring {one.name}", console)
+        log_measured(run, int(checkpoint.removeprefix("step-")), one.name, result.values())
 
 
 def compare(run: Run, prepared: Prepared, console: Console) -> None:

@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 
 from ..eval.console import stage
+from ..eval.measurement import hooks, measurements_of, weightless
 from ..lm.data.prepare import prepare
 from ..lm.recipe.layers import describe
 from ..lm.recipe.recipe import Recipe
@@ -14,7 +15,7 @@ from ..lm.run import Run
 from ..lm.train.faults import on_main, together
 from ..lm.train.loop import Trainer
 from .finish import finish
-from .in_loop import hooks, measurements, prepare_all
+from .measure import prepare_all
 
 
 def pretrain(recipe: Recipe, console: Console) -> Run:
@@ -28,9 +29,10 @@ def pretrain(recipe: Recipe, console: Console) -> Run:
             prepared = prepare(recipe)
         run = Run.create(recipe)
         prepared.tokenizer.save(run.folder / "tokenizer")
-        asked = measurements(recipe, prepared.tokenizer, run)
-    on_main(lambda: prepare_all(asked, console))
-    trainer = Trainer(recipe, prepared, run, console, hooks(recipe, asked))
+        asked = measurements_of(recipe, prepared.tokenizer)
+    if asked:
+        on_main(lambda: prepare_all(asked, weightless(recipe.model), console))
+    trainer = Trainer(recipe, prepared, run, console, hooks(recipe, asked, run.folder / "eval"))
     if not trainer.engine.is_main:
         trainer.run()
         return run

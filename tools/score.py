@@ -1,21 +1,20 @@
 """Benchmarks and other measurements on a run, by name or by suite."""
 
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch.distributed as dist
 from rich.console import Console
 
-from ..eval.console import stage
+from ..eval.benchmarks.measurement import Scoring
+from ..eval.measurement import LONG, measurements
 from ..lm.model.loading import load_run
 from ..lm.parts.errors import ConfigError
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
 from ..lm.train.distributed import launched, start_process_group
-from ..lm.train.faults import on_main, together
-from .in_loop import Measurement, prepare_all
-from .long import PREPARE
+from ..lm.train.faults import together
+from .measure import prepare_all, show
 
 
 def run_suite(
@@ -41,14 +40,13 @@ def run_suite(
     Raises ConfigError for unknown names, the nearest ones in it, before anything is computed.
     """
     from ..eval.benchmarks.catalogue import expand
-    from ..eval.benchmarks.evaluation import evaluate
-    from ..eval.benchmarks.suites import MEASUREMENTS, measurements
+    from ..eval.benchmarks.suites import members_of
 
     run = Run(run_folder)
     if other := [override for override in overrides if not override.startswith("eval.")]:
         raise ConfigError(f"override {other[0]!r}: a finished run has only eval settings to change; use eval.KEY=VALUE")
     run.recipe = Recipe.load(run.folder / "recipe.yaml", overrides)
-    names = dict.fromkeys([*(measurements(suite) if suite else ()), *tasks])
+    names = dict.fromkeys([*(members_of(suite) if suite else ()), *tasks])
     if not names:
         raise ConfigError("tasks: none given; name tasks or a suite")
     shared = launched()
@@ -56,41 +54,33 @@ def run_suite(
         start_process_group()
     speaks = not shared or dist.get_rank() == 0
     console = console if speaks else Console(quiet=True)
-    benchmarks = [name for name in names if name not in MEASUREMENTS]
+    benchmarks = [name for name in names if name not in LONG]
     if benchmarks:
         expand(benchmarks)
     with together():
         model, tokenizer, newest = load_run(run), run.tokenizer(), run.newest_checkpoint().name
+    results = run.folder / "eval"
     length = max_length or run.recipe.model.context
-    least = max(run.recipe.eval.batch_tokens, length)
-    tokens = batch_tokens if isinstance(batch_tokens, int) else least
-    long = [
-        Measurement(name, partial(PREPARE[name], model, run.recipe, tokenizer, tokens), run.folder / "eval")
-        for name in MEASUREMENTS
-        if name in names and speaks
-    ]
-    on_main(lambda: prepare_all(long, console))
-    if benchmarks:
-        with stage(console, f"scoring {', '.join(benchmarks)}"):
-            scores = evaluate(
-                model,
-                tokenizer,
-                benchmarks,
-                max_length=length,
-                cache=Path(run.recipe.data.cache).expanduser(),
-                limit=limit,
-                num_fewshot=num_fewshot,
-                fewshot_seed=fewshot_seed,
-                batch_tokens=batch_tokens or least,
-                on_long=on_long,
-                responses=run.folder / "eval" / "responses",
-                data_parallel=shared,
-                seed=run.recipe.seed,
-                checkpoint=newest,
-                progress=speaks,
-            )
+    scoring = Scoring(
+        max_length=length,
+        batch_tokens=batch_tokens or max(run.recipe.eval.batch_tokens, length),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        fewshot_seed=fewshot_seed,
+        on_long=on_long,
+        responses=results / "responses",
+        data_parallel=shared,
+        seed=run.recipe.seed,
+        progress=speaks,
+    )
+    asked = measurements(names, run.recipe, tokenizer, scoring)
+    if not speaks:
+        asked = [one for one in asked if one.name not in LONG]
+    with together():
+        prepare_all(asked, model, console)
+    for one in asked:
         if speaks:
-            scores.save(run.folder / "eval" / newest / "tasks.json")
-        console.print(scores.table())
-    for one in long:
-        one.shown(model, newest, console)
+            doing = f"measuring {one.name}" if one.name in LONG else f"scoring {', '.join(benchmarks)}"
+            show(one, model, newest, results, doing, console)
+        else:
+            one.run(model, newest)

@@ -5,11 +5,9 @@ import os
 import platform
 import shlex
 import signal
-import subprocess
 import sys
 import time
-from collections import deque
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..eval.jobs import Command, run_commands
 from ..lm.data.files import write_atomically
 from ..lm.data.prepare import prepare
 from ..lm.parts.errors import ConfigError, UserError
@@ -24,7 +23,7 @@ from ..lm.recipe.grid import Variant
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
 from .recipes import select
-from .report import valid_scores
+from .records import valid_scores
 from .study_tables import markdown, show
 from .summary import LONG, size_of
 
@@ -32,7 +31,6 @@ RESULT = "study.json"
 """Written into a variant's run folder when its process has ended well; what makes it finished."""
 DECISIVE = ("seed", "model", "data", "optim", "train")
 """Sections of a recipe on which a result depends."""
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -112,41 +110,22 @@ def command(job: Job) -> list[str]:
 
 def _run_all(todo: list[Job], jobs: int, console: Console) -> list[Job]:
     """Run the jobs, at most `jobs` at once; returns those that failed. Stopped, it stops what it has started."""
-    queue, failed = deque(todo), []
-    running: dict[subprocess.Popen, tuple[Job, float]] = {}
+    failed = []
     started, before = time.monotonic(), signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        while queue or running:
-            while queue and len(running) < jobs:
-                job = queue.popleft()
-                running[_start(job)] = (job, time.monotonic())
-            time.sleep(0.1)
-            for process in [process for process in running if process.poll() is not None]:
-                job, since = running.pop(process)
-                seconds = time.monotonic() - since
-                if process.returncode == 0:
+        with closing(run_commands(lambda job: Command(command(job), job.log), todo, jobs)) as outcomes:
+            for n_ended, (job, seconds, _, error) in enumerate(outcomes, 1):
+                if error:
+                    failed.append(job)
+                else:
                     result = {**collect(job), "wall_seconds": seconds}  # of the process that ended it
                     write_atomically(job.folder / RESULT, json.dumps(result, indent=1).encode())
-                else:
-                    failed.append(job)
-                ended = f"{'FAILED' if process.returncode else 'done'} after {seconds:.0f} s"
-                left = (
-                    f"{len(todo) - len(queue) - len(running)}/{len(todo)}, {(time.monotonic() - started) / 60:.1f} min"
-                )
-                console.print(f"{left} | {job.variant.name}: {ended}", highlight=False)
+                passed = f"{n_ended}/{len(todo)}, {(time.monotonic() - started) / 60:.1f} min"
+                ended = f"{'FAILED' if error else 'done'} after {seconds:.0f} s"
+                console.print(f"{passed} | {job.variant.name}: {ended}", highlight=False)
     finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
         signal.signal(signal.SIGTERM, before)
     return failed
-
-
-def _start(job: Job) -> subprocess.Popen:
-    with job.log.open("ab") as log:
-        environment = {**os.environ, **ONE_THREAD}
-        return subprocess.Popen(command(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 
 def collect(job: Job) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`hybridlm mqar`: a sweep over synthetic tasks, its table and its plots."""
+"""`hybridlm synthetic`: a sweep over synthetic tasks, its table and its plots."""
 
 import shlex
 from pathlib import Path
@@ -51,7 +51,7 @@ def run_synthetic(
     order = {variant: i for i, variant in enumerate(loaded.variants())}
     lines = sorted(read_results(out / "results.jsonl"), key=lambda line: order.get(line["variant"], len(order)))
     if lines:
-        typed = ["hybridlm", "mqar", recipe, *overrides, *(["--only", only] if only else []), "--out", str(out)]
+        typed = ["hybridlm", "synthetic", recipe, *overrides, *(["--only", only] if only else []), "--out", str(out)]
         _write(loaded, lines, shlex.join(typed), out, console)
     if failed:
         runs = "".join(f"\n  {line}" for line in failed)

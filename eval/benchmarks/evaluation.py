@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Self
 from unittest import mock
 
 import lm_eval.api.task
@@ -19,16 +18,12 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as run_tasks
 from tqdm import tqdm
 
-from ...lm.model import HybridLM
 from ...lm.parts.errors import ConfigError
 from ..forward.scoring import TargetScore
 from .catalogue import GROUPS, Options, build, content_hash
 from .harness import HybridHarness
 from .response_cache import fingerprint
-from .scores import Score, Scores, collect, group_mean
-
-if TYPE_CHECKING:
-    from ...lm.data.tokenizer import Tokenizer
+from .scores import Scores, collect, group_mean
 
 
 @dataclass(frozen=True)
@@ -59,20 +54,18 @@ class Benchmarks:
     def score(self, harness: HybridHarness, checkpoint: str = "") -> Scores:
         """The scores of the harness's model, the same at every call. checkpoint: a name for its weights."""
         results = self._run(harness, bootstrap_iters=1000)
-        rows = collect(results, self.tasks, self.hashes)
-        scores = [Score(truncated=harness.truncated[r["task"]], apart=harness.apart[r["task"]], **r) for r in rows]
+        scores = collect(results, self.tasks, self.hashes, truncated=harness.truncated, apart=harness.apart)
         for group in (name for name in self.names if name in GROUPS):
             scores += group_mean(group, [score for score in scores if score.task in GROUPS[group]])
         identity = fingerprint(harness.model, harness.tokenizer)
         return Scores(scores, checkpoint, harness.max_length, self.limit, identity)
 
-    def rehearse(self, model: HybridLM, max_length: int) -> None:
+    def rehearse(self, harness: "Rehearsal") -> None:
         """Everything that `score` does but running the model, which may be one without weights, on the meta device.
 
         Raises what scoring models of this kind would: prompts that leave no room, metrics whose package is missing.
         """
-        rehearsal = Rehearsal(model, self.options.tokenizer, max_length=max_length, batch_tokens=max_length)
-        self._run(rehearsal, bootstrap_iters=0)
+        self._run(harness, bootstrap_iters=0)
 
     def _run(self, harness: HybridHarness, bootstrap_iters: int) -> Any:
         with _quiet(), _random_state_kept(), templates_compiled_once():
@@ -89,47 +82,6 @@ class Rehearsal(HybridHarness):
 
     def _answers(self, keys: Sequence[tuple[Any, ...]], *_: Any) -> dict[int, Any]:
         return {i: "" if kind == "generate" else TargetScore(-1.0, False) for i, (kind, *_) in enumerate(keys)}
-
-
-def evaluate(
-    model: HybridLM,
-    tokenizer: "Tokenizer",
-    tasks: list[str],
-    *,
-    max_length: int,
-    cache: str | Path,
-    limit: int | None = None,
-    num_fewshot: int = 0,
-    fewshot_seed: int | None = None,
-    batch_tokens: int | Literal["auto"] = 8192,
-    on_long: Literal["truncate", "error"] = "truncate",
-    responses: str | Path | None = None,
-    data_parallel: bool = False,
-    seed: int = 0,
-    checkpoint: str = "",
-    progress: bool = False,
-) -> Scores:
-    """Score `model` on tasks and groups of the catalogue; their files are looked for in `cache`.
-
-    max_length: tokens per input, BOS included. limit: only the first documents of each task. num_fewshot: solved
-    questions before each, the task's first ones or drawn by fewshot_seed. checkpoint: a name for the weights, kept with
-    the scores. batch_tokens, on_long, responses, data_parallel and progress: see HybridHarness. Raises ConfigError for
-    no or an unknown task and for numbers out of range, DataError for missing files.
-    """
-    options = Options(Path(cache).expanduser(), tokenizer, num_fewshot, fewshot_seed)
-    benchmarks = Benchmarks.build(tasks, options, limit)
-    harness = HybridHarness(
-        model,
-        tokenizer,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        on_long=on_long,
-        responses=responses,
-        data_parallel=data_parallel,
-        seed=seed,
-        progress=progress,
-    )
-    return benchmarks.score(harness, checkpoint)
 
 
 @contextmanager

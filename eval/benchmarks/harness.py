@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from ...lm.data.tokenizer import Tokenizer
 
 
+OnLong = Literal["truncate", "error"]
+"""What happens to a context that does not fit whole: cut on the left and counted, or an error."""
+
+
 class Encoded(NamedTuple):
     """A context and its continuation in tokens, without BOS; `apart` if no token boundary fell between the two."""
 
@@ -43,9 +47,9 @@ class HybridHarness(LM):
     once, unless share_prefixes is False, which exists to be measured. The model's mode and the random state are left as
     they were.
 
-    on_long: what happens to a context that does not fit whole: cut on the left and counted, or an error. responses:
-    folder of a ResponseCache. data_parallel: every process of the torch.distributed group makes the same calls, does a
-    share of the work and gets all results, so lm-eval needs to know of one process only. progress: a bar on a terminal.
+    responses: folder of a ResponseCache. data_parallel: every process of the torch.distributed group makes the same
+    calls, does a share of the work and gets all results, so lm-eval needs to know of one process only. progress: a bar
+    on a terminal.
 
     Counted by task: `truncated`, requests whose context did not fit whole; `apart`, requests where a token of the
     joined text spans context and continuation, which are then encoded one by one.
@@ -62,7 +66,7 @@ class HybridHarness(LM):
         max_length: int,
         batch_tokens: int | Literal["auto"] = 8192,
         share_prefixes: bool = True,
-        on_long: Literal["truncate", "error"] = "truncate",
+        on_long: OnLong = "truncate",
         responses: str | Path | None = None,
         data_parallel: bool = False,
         seed: int = 0,
@@ -86,8 +90,8 @@ class HybridHarness(LM):
         self.apart: Counter[str] = Counter()
         self._responses: tuple[str | Path, str] | None = None
         if responses is not None:
-            options = {"max_length": max_length, "share_prefixes": share_prefixes}
-            self._responses = responses, fingerprint(model, tokenizer, **options)
+            asked_of = fingerprint(model, tokenizer, max_length=max_length, share_prefixes=share_prefixes)
+            self._responses = responses, asked_of
 
     @property
     def device(self) -> torch.device:

@@ -4,15 +4,17 @@ import hashlib
 import json
 import math
 import statistics
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rich.table import Table
 
 from ...lm.data.files import write_atomically
+from ..saved import Saved
 from ..tasks.gold import bits_per_byte
 
 
@@ -40,8 +42,10 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Saved):
     """All scores of one evaluation, and what they were taken with."""
+
+    kind: ClassVar[str] = "tasks"
 
     scores: list[Score]
     checkpoint: str
@@ -64,14 +68,13 @@ class Scores:
             mine = {score.task for score in self.scores}
             scores = [*(score for score in kept.scores if score.task not in mine), *scores]
         taken = {key: value for key, value in asdict(self).items() if key != "scores"}
-        content = {"kind": "tasks", **taken, "scores": [asdict(score) for score in scores]}
+        content = {"kind": self.kind, **taken, "scores": [asdict(score) for score in scores]}
         write_atomically(path, json.dumps(content, indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        del content["kind"]
+        content = cls.read(path)
         return cls(**{**content, "scores": [Score(**score) for score in content["scores"]]})
 
     def values(self) -> dict[str, float]:
@@ -133,41 +136,62 @@ def group_mean(group: str, scores: list[Score]) -> list[Score]:
     return means
 
 
-def collect(results: dict[str, Any], tasks: dict[str, Any], contents: dict[str, str]) -> list[dict[str, Any]]:
-    """What lm-eval found, as the fields of a `Score` that do not depend on the model's inputs.
+def collect(
+    results: dict[str, Any],
+    tasks: dict[str, Any],
+    contents: dict[str, str],
+    *,
+    truncated: Mapping[str, int],
+    apart: Mapping[str, int],
+) -> list[Score]:
+    """What lm-eval found.
 
     results: of `lm_eval.evaluate` with samples. tasks: lm-eval's task objects. contents: a hash of each task's
-    configuration and questions.
+    configuration and questions. truncated, apart: requests of each task, see Score.
     """
-    rows = []
+    scores = []
     for name, metrics in results["results"].items():
         samples = results["samples"][name]
-        common = {
-            "task": name,
-            "n": len(samples),
-            "task_hash": task_hash(contents[name], samples[0]["arguments"]),
-            "ties": 0,
-        }
-        chance = None
-        if tasks[name].OUTPUT_TYPE == "multiple_choice":
-            chance = statistics.fmean(1 / len(sample["arguments"]) for sample in samples)
-            common["ties"] = sum(_tied(sample["filtered_resps"]) for sample in samples)
-        for key, value in metrics.items():
-            metric, _, chosen = key.partition(",")
-            if chosen and not metric.endswith("_stderr"):
-                stderr = metrics.get(f"{metric}_stderr,{chosen}")
-                error = float(stderr) if isinstance(stderr, float) else None
-                if metric == "perplexity" and len(samples) > 1:  # of exp, to first order; lm-eval would draw samples
-                    error = float(value) * _stderr([sample["perplexity"] for sample in samples])
-                by_chance = chance if metric.startswith("acc") else None
-                rows.append({**common, "metric": metric, "value": float(value), "stderr": error, "chance": by_chance})
-        if chance is not None:
-            bits = [gold_bits_per_byte(tasks[name], sample) for sample in samples]
-            error = _stderr(bits) if len(bits) > 1 else None
-            rows.append(
-                {**common, "metric": "gold_bpb", "value": statistics.fmean(bits), "stderr": error, "chance": None}
+        asked = task_hash(contents[name], samples[0]["arguments"])
+        ties = sum(_tied(sample["filtered_resps"]) for sample in samples) if _chooses(tasks[name]) else 0
+        for metric, value, error, chance in _measured(tasks[name], metrics, samples):
+            scores.append(
+                Score(
+                    task=name,
+                    metric=metric,
+                    value=value,
+                    stderr=error,
+                    n=len(samples),
+                    chance=chance,
+                    task_hash=asked,
+                    truncated=truncated[name],
+                    apart=apart[name],
+                    ties=ties,
+                )
             )
-    return rows
+    return scores
+
+
+def _chooses(task: Any) -> bool:
+    return task.OUTPUT_TYPE == "multiple_choice"
+
+
+def _measured(
+    task: Any, metrics: dict[str, Any], samples: list[dict[str, Any]]
+) -> Iterator[tuple[str, float, float | None, float | None]]:
+    """Name, value, standard error and chance of each metric of one task."""
+    chance = statistics.fmean(1 / len(sample["arguments"]) for sample in samples) if _chooses(task) else None
+    for key, value in metrics.items():
+        metric, _, chosen = key.partition(",")
+        if chosen and not metric.endswith("_stderr"):
+            stderr = metrics.get(f"{metric}_stderr,{chosen}")
+            error = float(stderr) if isinstance(stderr, float) else None
+            if metric == "perplexity" and len(samples) > 1:  # of exp, to first order; lm-eval would draw samples
+                error = float(value) * _stderr([sample["perplexity"] for sample in samples])
+            yield metric, float(value), error, chance if metric.startswith("acc") else None
+    if chance is not None:
+        bits = [gold_bits_per_byte(task, sample) for sample in samples]
+        yield "gold_bpb", statistics.fmean(bits), _stderr(bits) if len(bits) > 1 else None, None
 
 
 def _stderr(values: list[float]) -> float:

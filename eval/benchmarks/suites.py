@@ -1,20 +1,19 @@
 """Sets of measurements by name, as `hybridlm eval RUN --suite NAME` runs them."""
 
+from ..needles.measurement import NeedlesMeasurement
+from ..positions.measurement import PositionsMeasurement
 from .catalogue import CATALOGUE, GROUPS, unknown
 
-MEASUREMENTS = ("needles", "positions")
-"""Names in a suite that are no lm-eval tasks: needles in long contexts, perplexity by position."""
 
-
-def _members(suite: str) -> tuple[str, ...]:
+def _tagged(suite: str) -> tuple[str, ...]:
     return tuple(name for name, entry in CATALOGUE.items() if suite in entry.suites)
 
 
 SUITES: dict[str, tuple[str, ...]] = {
-    "recall": _members("recall"),
-    "commonsense": _members("commonsense"),
-    "long": MEASUREMENTS,
-    "probes": _members("probes"),
+    "recall": _tagged("recall"),
+    "commonsense": _tagged("commonsense"),
+    "long": (NeedlesMeasurement.name, PositionsMeasurement.name),
+    "probes": _tagged("probes"),
 }
 SUITES["all"] = (
     *(name for members in SUITES.values() for name in members),
@@ -22,7 +21,7 @@ SUITES["all"] = (
 )
 
 
-def measurements(suite: str) -> tuple[str, ...]:
+def members_of(suite: str) -> tuple[str, ...]:
     """What a suite consists of; a ConfigError names the nearest suite."""
     if suite not in SUITES:
         raise unknown("suite", suite, list(SUITES))

@@ -10,9 +10,10 @@ from ...lm.model import HybridLM
 from ...lm.parts.errors import ConfigError
 from .prefix_tree import DEPTH
 
+SLICE = 1 << 23  # logits that exist at a time: 32 MiB in float32, whatever the vocabulary and the length
 SHARE = 0.5  # of the free memory; other processes and the allocator's gaps have the rest
 MOST = 1 << 16  # tokens; beyond, a forward is no faster per token
-LOGITS = 3 * (1 << 25)  # bytes: three slices of float32 logits, see scoring.SLICE
+LOGITS = 3 * 4 * SLICE  # bytes: three slices of float32 logits
 ACTIVATIONS = 8  # tensors of a layer's width that live at the same time, without gradients
 CGROUP = Path("/sys/fs/cgroup")
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from ...lm.model import HybridLM
 from ...lm.model.cache import Cache
+from ...lm.model.loss import row_slices
 from ...lm.parts.errors import NaNError
-from .budgets import state_tokens
+from .budgets import SLICE, state_tokens
 from .prefix_tree import Node, grow, separate
-
-SLICE = 1 << 23  # logits that exist at a time: 32 MiB in float32, whatever the vocabulary and the length
 
 
 class Window(NamedTuple):
@@ -198,11 +197,10 @@ def target_log_p(model: HybridLM, hidden: Tensor, rows: Tensor, targets: Tensor)
     """
     log_p = torch.empty(len(rows), device=hidden.device)
     likeliest = torch.empty(len(rows), dtype=torch.bool, device=hidden.device)
-    step = max(1, SLICE // model.config.vocab_size)
-    for start in range(0, len(hidden), step):
-        scores = model.head(hidden[start : start + step]).float().log_softmax(-1)
-        [mine] = torch.where((rows >= start) & (rows < start + step))
-        row, target = rows[mine] - start, targets[mine]
+    for part in row_slices(len(hidden), model.config.vocab_size, SLICE):
+        scores = model.head(hidden[part]).float().log_softmax(-1)
+        [mine] = torch.where((rows >= part.start) & (rows < part.stop))
+        row, target = rows[mine] - part.start, targets[mine]
         log_p[mine] = scores[row, target]
         likeliest[mine] = scores.argmax(-1)[row] == target
     return log_p, likeliest

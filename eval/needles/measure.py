@@ -1,6 +1,7 @@
 """Asking a model: what it writes after each prompt, and what it thinks of the right answer."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,68 +25,79 @@ if TYPE_CHECKING:
     from ...lm.recipe.model import BaseModelConfig
 
 
-def measure_needles(
-    model: "HybridLM",
-    tokenizer: "Tokenizer",
-    *,
-    tasks: Sequence[str],
-    lengths: Sequence[int],
-    depths: int | Sequence[float] = DEPTHS,
-    samples: int = 1,
-    haystack: str,
-    haystack_name: str = "text",
-    seed: int = 0,
-    batch_tokens: int = 8192,
-    generate: bool = True,
-    beyond: str = "error",
-    cache: str | Path | None = None,
-    checkpoint: str = "",
-) -> Needles:
-    """Hide needles in the text `haystack` and ask for them: RULER's tasks but for its questions, see `tasks.TASKS`.
+@dataclass(frozen=True)
+class Questions:
+    """Needles in the text `haystack`, of RULER's tasks but for its questions, see `tasks.TASKS`.
 
     lengths: tokens of BOS, prompt and room for the answer together, kept exactly, or by lists of words (cwe, fwe) as
     nearly as whole words allow; nothing is ever cut. depths: a number of even ones, or fractions; `samples` prompts of
-    each, and as many of a task without depths. The score is the share of right answers contained in the lower-cased
-    text of up to 128 greedy tokens (30 for vt, 120 for cwe, 50 for fwe; more where a tokenizer needs them).
-    generate=False leaves that out and gives only what teacher forcing says of the right answer's tokens. beyond:
-    `error` or `run`, for lengths over what the model's rotary attention was trained for. batch_tokens: tokens of the
-    prompts that run side by side. cache: folder to keep prompts in. The model's mode and all random states are left as
-    they were.
-
-    Raises ConfigError for arguments that cannot be, DataError for a haystack or tokenizer that cannot be used.
+    each, and as many of a task without depths. beyond: `error` or `run`, for lengths over what the model's rotary
+    attention was trained for. cache: folder to keep prompts in. name: of the haystack.
     """
-    how = {"depths": depths, "samples": samples, "haystack": haystack, "seed": seed, "beyond": beyond, "cache": cache}
+
+    tasks: Sequence[str]
+    lengths: Sequence[int]
+    haystack: str
+    depths: int | Sequence[float] = DEPTHS
+    samples: int = 1
+    seed: int = 0
+    beyond: str = "error"
+    cache: str | Path | None = None
+    name: str = "text"
+
+    def prompts(self, config: "BaseModelConfig", tokenizer: "Tokenizer") -> Iterator[list[Prompt]]:
+        """What is put to a model of this configuration, a list for each task and length.
+
+        Raises ConfigError for what cannot be, DataError for a haystack or tokenizer that cannot be used.
+        """
+        if not self.tasks or not self.lengths or self.samples < 1:
+            raise ConfigError(
+                f"needles: tasks={list(self.tasks)}, lengths={list(self.lengths)}, samples={self.samples} ask for "
+                "nothing"
+            )
+        for length in self.lengths:
+            check_length(config, length, self.beyond, "lengths")
+        return make_prompts(
+            tokenizer,
+            self.tasks,
+            self.lengths,
+            depths=self.depths,
+            samples=self.samples,
+            haystack=self.haystack,
+            seed=self.seed,
+            cache=self.cache,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits of everything that makes the questions."""
+        what = (list(self.tasks), list(self.lengths), even_depths(self.depths), self.samples, self.haystack, self.seed)
+        return digest(FORMAT, *what)[:12]
+
+
+def measure_needles(
+    model: "HybridLM",
+    tokenizer: "Tokenizer",
+    questions: Questions,
+    *,
+    batch_tokens: int = 8192,
+    generate: bool = True,
+    checkpoint: str = "",
+) -> Needles:
+    """Put the questions to a model, whose mode stays as it was, as do all random states.
+
+    The score is the share of right answers contained in the lower-cased text of up to 128 greedy tokens (30 for vt, 120
+    for cwe, 50 for fwe; more where a tokenizer needs them). generate=False leaves that out and gives only what teacher
+    forcing says of the right answer's tokens. batch_tokens: tokens of the prompts that run side by side. Raises what
+    `Questions.prompts` does.
+    """
     answered = []
     with inference(model):
-        for prompts in prompts_for(model.config, tokenizer, tasks=tasks, lengths=lengths, **how):
+        for prompts in questions.prompts(model.config, tokenizer):
             for group in _side_by_side(prompts, batch_tokens):
                 answered += _ask(model, tokenizer, group, generate)
     cells, totals = summarise(answered, length_limit(model.config))
-    asked = digest(FORMAT, list(tasks), list(lengths), even_depths(depths), samples, haystack, seed)
-    return Needles(cells, totals, haystack_name, asked[:12], checkpoint)
-
-
-def prompts_for(
-    model: "BaseModelConfig",
-    tokenizer: "Tokenizer",
-    *,
-    tasks: Sequence[str],
-    lengths: Sequence[int],
-    depths: int | Sequence[float],
-    samples: int,
-    haystack: str,
-    seed: int,
-    beyond: str,
-    cache: str | Path | None,
-) -> Iterator[list[Prompt]]:
-    """The prompts that measure_needles puts to such a model, a list for each task and length; raises what it would."""
-    if not tasks or not lengths or samples < 1:
-        raise ConfigError(f"needles: tasks={list(tasks)}, lengths={list(lengths)}, samples={samples} ask for nothing")
-    for length in lengths:
-        check_length(model, length, beyond, "lengths")
-    return make_prompts(
-        tokenizer, tasks, lengths, depths=depths, samples=samples, haystack=haystack, seed=seed, cache=cache
-    )
+    return Needles(cells, totals, questions.name, questions.fingerprint, checkpoint)
 
 
 def _side_by_side(prompts: list[Prompt], batch_tokens: int) -> Iterator[list[Prompt]]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import numpy as np
 from rich.table import Table
@@ -110,6 +110,13 @@ class Needles(Saved):
             table.caption = "beyond: prompts longer than what the model's positions were trained for"
         return table
 
+    def plot(self, folder: Path) -> Path | None:
+        """Depth against length in folder/needles.png, of what was written, or else foretold; None without depths."""
+        if all(cell.depth is None for cell in self.cells):
+            return None
+        written = all(cell.score is not None for cell in self.cells)
+        return plot_heat_map(self, folder / "needles.png", "score" if written else "answer_accuracy")
+
 
 def summarise(answered: Iterable[Answered], limit: int | None) -> tuple[list[Cell], list[Total]]:
     """Means by task, length and depth, and by task and length; limit: the model's, None without one."""
@@ -119,24 +126,56 @@ def summarise(answered: Iterable[Answered], limit: int | None) -> tuple[list[Cel
         cells[one.prompt.task, one.prompt.length, one.prompt.depth].append(one)
         totals[one.prompt.task, one.prompt.length].append(one)
     return (
-        [Cell(*key, n=len(group), truncated=0, **_means(group)) for key, group in cells.items()],
-        [
-            Total(
-                task,
-                length,
-                stderr=_stderr(group),
-                n=len(group),
-                beyond=len(group) if limit is not None and length > limit else 0,
-                **_means(group),
-            )
-            for (task, length), group in totals.items()
-        ],
+        [_cell(key, group) for key, group in cells.items()],
+        [_total(task, length, group, limit) for (task, length), group in totals.items()],
     )
 
 
-def _means(group: list[Answered]) -> dict[str, Any]:
-    columns = {metric: [getattr(one, metric) for one in group] for metric in METRICS}
-    return {name: None if None in column else statistics.fmean(column) for name, column in columns.items()}
+def _cell(key: tuple[str, int, float | None], group: list[Answered]) -> Cell:
+    means = _means(group)
+    return Cell(
+        *key,
+        score=means.score,
+        n=len(group),
+        truncated=0,
+        answer_accuracy=means.answer_accuracy,
+        answer_exact=means.answer_exact,
+        answer_nats=means.answer_nats,
+    )
+
+
+def _total(task: str, length: int, group: list[Answered], limit: int | None) -> Total:
+    means = _means(group)
+    return Total(
+        task,
+        length,
+        score=means.score,
+        stderr=_stderr(group),
+        n=len(group),
+        beyond=len(group) if limit is not None and length > limit else 0,
+        answer_accuracy=means.answer_accuracy,
+        answer_exact=means.answer_exact,
+        answer_nats=means.answer_nats,
+    )
+
+
+class _Means(NamedTuple):
+    """Of the fields of Answered; no score where any prompt has none."""
+
+    score: float | None
+    answer_accuracy: float
+    answer_exact: float
+    answer_nats: float
+
+
+def _means(group: list[Answered]) -> _Means:
+    scores = [one.score for one in group if one.score is not None]
+    return _Means(
+        statistics.fmean(scores) if len(scores) == len(group) else None,
+        statistics.fmean(one.answer_accuracy for one in group),
+        statistics.fmean(one.answer_exact for one in group),
+        statistics.fmean(one.answer_nats for one in group),
+    )
 
 
 def _stderr(group: list[Answered]) -> float | None:
@@ -160,9 +199,9 @@ def plot_heat_map(needles: Needles, path: str | Path, metric: str = "score") -> 
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     images = []
     values = [getattr(cell, metric) for cell in cells]
-    colours: dict[str, Any] = {"cmap": "RdYlGn", "vmin": 0, "vmax": 1}
+    colours, lowest, highest = "RdYlGn", 0.0, 1.0
     if metric == "answer_nats":  # small is good
-        colours = {"cmap": "RdYlGn_r", "vmin": min(values), "vmax": max(values)}
+        colours, lowest, highest = "RdYlGn_r", min(values), max(values)
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(1.5 + 2.6 * len(tasks), 3.4), sharey=True, squeeze=False, layout="constrained"
     )
@@ -171,7 +210,8 @@ def plot_heat_map(needles: Needles, path: str | Path, metric: str = "score") -> 
         mine = {(c.depth, c.length): getattr(c, metric) for c in cells if c.task == task}
         lengths = sorted({length for _, length in mine})
         grid = np.array([[mine.get((depth, length), math.nan) for length in lengths] for depth in depths])
-        images.append(panel.pcolormesh(grid, edgecolors="white", linewidth=1, **colours))
+        image = panel.pcolormesh(grid, edgecolors="white", linewidth=1, cmap=colours, vmin=lowest, vmax=highest)
+        images.append(image)
         panel.set_xticks(np.arange(len(lengths)) + 0.5, [str(length) for length in lengths], rotation=45)
         shown = range(0, len(depths), max(1, (len(depths) - 1) // 4))
         panel.set_yticks([i + 0.5 for i in shown], [f"{100 * depths[i]:.0f} %" for i in shown])

@@ -4,7 +4,7 @@ from typing import Any
 
 from ...lm.parts.errors import ConfigError
 from ...lm.parts.strict import nearest
-from . import circuits, copying, mad, mqar, regression, state_tracking
+from . import circuits, copying, mad, mad_recall, mqar, regression, state_tracking
 from .task import Task
 
 TASKS: dict[str, type[Task]] = {
@@ -16,10 +16,10 @@ TASKS: dict[str, type[Task]] = {
         copying.NgramLookup,
         copying.Phonebook,
         mad.Compression,
-        mad.FuzzyRecall,
+        mad_recall.FuzzyRecall,
         mad.Memorization,
-        mad.NoisyRecall,
-        mad.Recall,
+        mad_recall.NoisyRecall,
+        mad_recall.MadRecall,
         mad.SelectiveCopy,
         mqar.CompositionalMQAR,
         mqar.ForgettingMQAR,

@@ -77,7 +77,7 @@ def _write_then_read(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 @dataclass(frozen=True)
-class Cell:
+class CapacityCell:
     """One operator with `n_pairs` pairs. accuracy, cosine: means over pairs and draws, the cosine of what is read with
     the value. all_correct: share of the draws without an error. by_age: accuracy from the last pairs written to the
     first, in groups of equal size. state_bytes: float32 numbers the operator keeps to answer."""
@@ -108,7 +108,7 @@ class Capacity:
     d_k: int
     n_labels: int
     trials: int
-    cells: list[Cell]
+    cells: list[CapacityCell]
     limits: dict[str, Limit]
 
     def table(self) -> Group:
@@ -141,7 +141,7 @@ class Capacity:
                 binary(cell.state_bytes),
             )
 
-    def expected(self, cell: Cell) -> tuple[float | None, float | None]:
+    def expected(self, cell: CapacityCell) -> tuple[float | None, float | None]:
         """Accuracy and cosine known for this cell: the table at d_k = 64, and for linear attention `cosine_law`."""
         accuracy = cosine = None
         load = cell.n_pairs / self.d_k
@@ -186,7 +186,7 @@ def capacity(
     return Capacity(d_k, n_labels, trials, cells, limits)
 
 
-def _limit(at: Callable[[int], Cell], most: int) -> Limit:
+def _limit(at: Callable[[int], CapacityCell], most: int) -> Limit:
     """By bisection: but for noise, accuracy falls with the number of pairs."""
     tried = range(1, most + 1)
     accurate = bisect.bisect_left(tried, True, key=lambda n_pairs: at(n_pairs).accuracy < 0.99)
@@ -194,7 +194,9 @@ def _limit(at: Callable[[int], Cell], most: int) -> Limit:
     return Limit(accurate, flawless, most)
 
 
-def measure(name: str, operator: Operator, n_pairs: int, *, d_k: int, n_labels: int, trials: int, seed: int) -> Cell:
+def measure(
+    name: str, operator: Operator, n_pairs: int, *, d_k: int, n_labels: int, trials: int, seed: int
+) -> CapacityCell:
     """One cell: `trials` draws of random unit keys and labels."""
     rng = generator("capacity", seed)
     keys = F.normalize(torch.from_numpy(rng.standard_normal((trials, n_pairs, d_k), dtype="float32")), dim=-1)
@@ -204,7 +206,7 @@ def measure(name: str, operator: Operator, n_pairs: int, *, d_k: int, n_labels: 
     right = (read.argmax(-1) == labels).float()
     groups = right.mean(0).flip(0).tensor_split(min(AGES, n_pairs))
     kept = {"softmax": n_pairs * (d_k + n_labels), "least squares": d_k * (d_k + n_labels)}
-    return Cell(
+    return CapacityCell(
         operator=name,
         n_pairs=n_pairs,
         accuracy=right.mean().item(),

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from ...lm.mixers import Mixed
 from ...lm.model import HybridLM
+from ...lm.model.loss import IGNORE
 from ..forward.scoring import inference
 from .drawing import distinct, generator
-from .task import IGNORE, Anchor, Examples, Task
+from .task import Anchor, Examples, Task
 
 N_OBJECTS, N_COLOURS = 17, 8
 COMMA, QUESTION, COLON, STOP, ARROW, FIRST_NAME = range(N_OBJECTS + N_COLOURS, N_OBJECTS + N_COLOURS + 6)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from ...lm.model.loss import IGNORE
 from .drawing import derive, distinct, generator
-from .task import IGNORE, Anchor, Examples, Task
+from .task import Anchor, Examples, Task
 
 FIRST_NAMES = """
 Abel Agda Arno Bela Birte Bruno Cara Ceno Dagny Dario Edda Elvo Enid Fenna Filo Gerda Gino Hanno Hedda Ida Ilmo

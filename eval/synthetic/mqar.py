@@ -14,13 +14,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ...lm.model.loss import IGNORE
 from .anchors import FIG2, RECALL_BY_STATE, SLICES
 from .drawing import distinct, generator
 from .slots import draw_slots, slot_weights
-from .task import IGNORE, Anchor, Examples, Task
+from .task import Anchor, Examples, Task
 
 
-class Recall(Task):
+class PairRecall(Task):
     """What the variants share: a context of pairs, then slots, `n_pairs` of which hold the queries.
 
     Slots are drawn without replacement, slot i with weight (i + 1)^(power_a - 1); the j-th one drawn asks for pair j.
@@ -111,7 +112,7 @@ class Recall(Task):
         return [Anchor("chance", "accuracy", 1 / ((self.vocab_size + 1) // 2), "closed form")]
 
 
-class MQAR(Recall):
+class MQAR(PairRecall):
     """Zoology's generator, its defaults included; `num_passes` shows all the pairs that many times, in the same order.
 
     Unlike Zoology's, whose fillers come from another, global generator, examples depend on the options and seed alone.
@@ -145,7 +146,7 @@ class MQAR(Recall):
         return [*super().anchors(), *figures]
 
 
-class ForgettingMQAR(Recall):
+class ForgettingMQAR(PairRecall):
     """Of the pairs, `n_updates` are then shown again with another value, which is the one to answer.
 
     All values of an example differ, so no new one can equal an old one of any key.
@@ -191,7 +192,7 @@ class ForgettingMQAR(Recall):
         return {**super().scores(outputs, examples), "updated": updated}
 
 
-class CompositionalMQAR(Recall):
+class CompositionalMQAR(PairRecall):
     """Triplets a b v in random order, for every a and b of two sets of sqrt(n_pairs) keys; a query is a b.
 
     Every a and every b stands in sqrt(n_pairs) triplets of different values: one of the two does not tell the answer.

@@ -55,8 +55,17 @@ def _plot(lines: list[Line], path: Path, label: str, x: Callable[[Line], float],
         means = [statistics.fmean(values) for values in accuracies]
         bars = [[m - min(v) for m, v in zip(means, accuracies, strict=True)]]
         bars += [[max(v) - m for m, v in zip(means, accuracies, strict=True)]]
-        style = {"marker": MARKERS[i % len(MARKERS)], "capsize": 3, "markersize": 5, "linewidth": 1.4}
-        axes.errorbar([at for at, _ in points], means, yerr=bars, label=mixer, color=f"C{i % 10}", **style)
+        axes.errorbar(
+            [at for at, _ in points],
+            means,
+            yerr=bars,
+            label=mixer,
+            color=f"C{i % 10}",
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            linewidth=1.4,
+            capsize=3,
+        )
     if log:
         axes.set_xscale("log", base=2)
     else:

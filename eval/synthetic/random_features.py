@@ -10,7 +10,6 @@ as a layer of a language model.
 """
 
 from dataclasses import dataclass
-from inspect import signature
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -33,7 +32,21 @@ ANCHORS = {  # test error / variance of the target at 60 heads, d = 8, N = 16, 1
 }
 
 
-class Inputs(NamedTuple):
+class Sizes(NamedTuple):
+    """Heads of random addressing, channels of an input, inputs beside the query, examples to fit and to test on."""
+
+    heads: int = 60
+    dim: int = 8
+    n_keys: int = 16
+    n_train: int = 1500
+    n_test: int = 800
+
+
+STANDARD = Sizes()
+"""What the anchors were computed at."""
+
+
+class SphereInputs(NamedTuple):
     """query: [n, d], keys: [n, N, d], all on the unit sphere."""
 
     query: np.ndarray
@@ -49,14 +62,14 @@ class Fit(NamedTuple):
     penalty: float
 
 
-def draw(n: int, dim: int, n_keys: int, seed: int, stream: str) -> Inputs:
+def draw(n: int, dim: int, n_keys: int, seed: int, stream: str) -> SphereInputs:
     """n examples, uniform on the sphere in R^dim."""
     x = generator("random_features", seed, stream).standard_normal((n, n_keys + 1, dim))
     x /= np.linalg.norm(x, axis=-1, keepdims=True)
-    return Inputs(x[:, 0], x[:, 1:])
+    return SphereInputs(x[:, 0], x[:, 1:])
 
 
-def target_values(target: Target, inputs: Inputs, direction: np.ndarray) -> np.ndarray:
+def target_values(target: Target, inputs: SphereInputs, direction: np.ndarray) -> np.ndarray:
     """second moment: mean_i <b, x_i>^2; selected sum: mean_i relu(<x_0, x_i>) <b, x_i>; b is a unit vector: [n]."""
     along = inputs.keys @ direction  # [n, N]
     if target == "second moment":
@@ -72,7 +85,7 @@ def random_matrices(heads: int, dim: int, seed: int, *, biased: bool) -> np.ndar
     return matrices
 
 
-def attention_features(inputs: Inputs, matrices: np.ndarray, kind: Literal["relu", "softmax"]) -> np.ndarray:
+def attention_features(inputs: SphereInputs, matrices: np.ndarray, kind: Literal["relu", "softmax"]) -> np.ndarray:
     """phi: [n, heads * (d + 1)]; see the module."""
     query, keys = (np.concatenate((x, np.ones_like(x[..., :1])), -1) for x in inputs)
     logits = np.einsum("np,mpq,nkq->nmk", query, matrices, keys, optimize=True)
@@ -84,7 +97,7 @@ def attention_features(inputs: Inputs, matrices: np.ndarray, kind: Literal["relu
     return (weights @ keys).reshape(len(query), -1)
 
 
-def mlp_features(inputs: Inputs, count: int, seed: int) -> np.ndarray:
+def mlp_features(inputs: SphereInputs, count: int, seed: int) -> np.ndarray:
     """relu of `count` random linear functions of query, keys and a constant, over sqrt(count): [n, count]."""
     x = np.concatenate((inputs.query, inputs.keys.reshape(len(inputs.query), -1)), 1)
     x = np.concatenate((x, np.ones_like(x[:, :1])), 1)
@@ -92,7 +105,7 @@ def mlp_features(inputs: Inputs, count: int, seed: int) -> np.ndarray:
     return np.maximum(x @ weights, 0) / np.sqrt(count)
 
 
-def features(kind: Features, inputs: Inputs, heads: int, seed: int) -> np.ndarray:
+def features(kind: Features, inputs: SphereInputs, heads: int, seed: int) -> np.ndarray:
     """The features by name: [n, heads * (d + 1)]."""
     dim = inputs.query.shape[1]
     if kind == "mlp":
@@ -109,13 +122,12 @@ def ridge(phi: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
     return np.linalg.solve(phi.T @ phi + penalty * np.eye(count), phi.T @ y)
 
 
-def probe(
-    seed: int = 0, heads: int = 60, dim: int = 8, n_keys: int = 16, n_train: int = 1500, n_test: int = 800
-) -> list[Fit]:
+def probe(seed: int = 0, sizes: Sizes = STANDARD) -> list[Fit]:
     """Every kind of features on every target. The penalty is chosen on a fifth of the training examples, then refitted.
 
     Raises ValueError for sizes that leave nothing to fit or to choose on.
     """
+    heads, dim, n_keys, n_train, n_test = sizes
     if min(heads, dim, n_keys, n_test) < 1 or n_train < 10:
         raise ValueError(f"probe: {heads=}, {dim=}, {n_keys=}, {n_test=} must be positive and {n_train=} at least 10")
     train, test = (draw(n, dim, n_keys, seed, name) for n, name in ((n_train, "train"), (n_test, "test")))
@@ -147,18 +159,19 @@ def _choose(phi: np.ndarray, y: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """Fits of several seeds. sizes: the arguments of `probe` beside the seed that are not its defaults."""
+    """Fits of several seeds."""
 
     fits: list[list[Fit]]
-    sizes: dict[str, int]
+    sizes: Sizes
 
     def table(self) -> Table:
         """A row per kind of features: its error on each target, mean ± deviation over the seeds, and the anchor's."""
         seeds = f"{len(self.fits)} seed{'s' if len(self.fits) > 1 else ''}"
-        sizes = "".join(f", {name}={value}" for name, value in self.sizes.items())
+        given = zip(Sizes._fields, self.sizes, STANDARD, strict=True)
+        sizes = "".join(f", {name}={size}" for name, size, standard in given if size != standard)
         table = Table(title=f"test error / variance of the target, {seeds}{sizes}", title_justify="left")
         table.add_column("features")
-        published = {} if self.sizes else ANCHORS  # figures at the default sizes
+        published = ANCHORS if self.sizes == STANDARD else {}
         for target in get_args(Target):
             table.add_column(target, justify="right")
             if published:
@@ -174,14 +187,12 @@ class Measured:
         return table
 
 
-def measure(seed: int = 0, seeds: int = 3, **sizes: int) -> Measured:
-    """`probe` of `seeds` seeds from `seed` on; sizes: its other arguments. Raises ConfigError for bad sizes."""
-    defaults = signature(probe).parameters
+def measure(seed: int = 0, seeds: int = 3, sizes: Sizes = STANDARD) -> Measured:
+    """`probe` of `seeds` seeds from `seed` on. Raises ConfigError for bad sizes."""
     try:
-        fits = [probe(one, **sizes) for one in range(seed, seed + seeds)]
+        return Measured([probe(one, sizes) for one in range(seed, seed + seeds)], sizes)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return Measured(fits, {name: value for name, value in sizes.items() if value != defaults[name].default})
 
 
 def anchors(target: Target) -> list[Anchor]:

@@ -27,7 +27,8 @@ from ...lm.parts.errors import ConfigError
 from ...lm.parts.strict import Strict, nearest
 from ...lm.recipe.files import load_tree
 from ...lm.recipe.grid import Variant
-from ...lm.recipe.model import BaseModelConfig, Layer, ModelConfig
+from ...lm.recipe.layers import Layer
+from ...lm.recipe.model import BaseModelConfig, ModelConfig
 from . import parse
 from .task import Task, segment_seeds
 
@@ -99,7 +100,7 @@ class CurveConfig(Strict):
         return [Variant(name + size, [*common, *own], curve) for size, own in sizes.items()]
 
 
-class GridConfig(Strict):
+class SweepConfig(Strict):
     """Curves x widths x learning rates x seeds; see the module.
 
     With `settings`, named lists of overrides, all that once in each: such as several pairs of train and test slices, on
@@ -160,7 +161,7 @@ class SyntheticRecipe(Strict):
     test: list[Slice] = Field(min_length=1)
     model: ModelConfig = ModelConfig(pattern=["attention"])
     optim: TrainerConfig = TrainerConfig()
-    grid: GridConfig | None = None
+    grid: SweepConfig | None = None
     expect: dict[str, Bound] = Field(
         default_factory=dict, description="bounds by variant; a sweep that breaks one fails"
     )

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from ...lm.model.loss import IGNORE
 from .drawing import derive, generator
-from .task import IGNORE, Anchor, Examples, Task
+from .task import Anchor, Examples, Task
 
 Group = Literal["Z2", "S3", "S4", "S5", "A5", "Z60", "A4xZ5"]
 PAD = 2

@@ -1,20 +1,20 @@
 """A grid of runs in parallel processes: one line of OUT/results.jsonl per finished run, and a table of them all."""
 
-import json
-import os
 import statistics
 from collections.abc import Iterator
+from contextlib import closing
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from ...lm.data.files import append_records, read_records
 from ...lm.parts.errors import ConfigError, DataError
 from ...lm.parts.strict import nearest
 from ..console import binary
+from ..jobs import run_calls
 from .recipe import Point, SyntheticRecipe, load_point
-from .workers import run_parallel
 
 Line = dict[str, Any]
 
@@ -72,15 +72,16 @@ def sweep(name: str, overrides: list[str], jobs: int, only: str | None, out: Pat
 def _run(todo: list[Call], jobs: int, results: Path, console: Console) -> list[str]:
     """Run all of `todo`, noting each as it ends. Returns a line per failed run."""
     failed = []
-    for ended, outcome in enumerate(run_parallel(run_call, todo, jobs), 1):
-        label = outcome.call.point.label
-        if outcome.error:
-            failed.append(f"{label}: {outcome.error}")
-            said = f"FAILED: {outcome.error}"
-        else:
-            append(results, outcome.value)
-            said = _said(outcome.value)
-        console.print(f"{ended}/{len(todo)} | {label}: {said}", highlight=False, soft_wrap=True)
+    with closing(run_calls(run_call, todo, jobs)) as outcomes:
+        for ended, outcome in enumerate(outcomes, 1):
+            label = outcome.job.point.label
+            if outcome.error:
+                failed.append(f"{label}: {outcome.error}")
+                said = f"FAILED: {outcome.error}"
+            else:
+                append_records(results, [outcome.value])
+                said = _said(outcome.value)
+            console.print(f"{ended}/{len(todo)} | {label}: {said}", highlight=False, soft_wrap=True)
     return failed
 
 
@@ -92,28 +93,12 @@ def select(recipe: SyntheticRecipe, only: str | None) -> list[Point]:
     return chosen
 
 
-def append(path: Path, line: Line) -> None:
-    """Add one line, whole: a single write to a file opened for appending."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, (json.dumps(line) + "\n").encode())
-    finally:
-        os.close(descriptor)
-
-
 def read_results(path: Path) -> list[Line]:
-    """All runs of a sweep, each once; a last line that was cut off when the machine went down is cut away."""
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
+    """All runs of a sweep, each once."""
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        return list({(line["variant"], line["lr"], line["seed"]): line for line in lines}.values())
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a results file ({error!r}); move it away") from None
+        return list({(line["variant"], line["lr"], line["seed"]): line for line in read_records(path)}.values())
+    except KeyError as error:
+        raise DataError(f"{path}: not a results file, a line has no {error}; move it away") from None
 
 
 def _key(point: Point) -> tuple[str, float, int]:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
+from ...lm.model.loss import IGNORE
 from ...lm.parts.strict import Strict
 
-IGNORE = -100
 HALF = 1 << 31  # seeds of training segments lie below, those of test segments from here to 2 * HALF
 
 

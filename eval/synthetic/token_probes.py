@@ -7,6 +7,7 @@ places belong to special tokens and bytes. Among the task's tokens, the likelies
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -20,8 +21,10 @@ from ..forward.scoring import inference
 from ..saved import Saved
 
 if TYPE_CHECKING:
+    from ...lm.data.tokenizer import Tokenizer
     from ...lm.model import HybridLM
     from ...lm.recipe.model import BaseModelConfig
+    from ...lm.recipe.recipe import Recipe
     from .task import Examples, Task
 
 
@@ -108,6 +111,33 @@ def measure_probes(
     """Accuracy on the examples of each probe, which `draw_probes` has checked; the model stays as it was."""
     with inference(model):
         return TokenProbes([_measure(model, one, bos_id, batch_tokens) for one in probes], checkpoint)
+
+
+@dataclass(frozen=True)
+class ProbesMeasurement:
+    """The recipe's `eval.probes` as a measurement."""
+
+    name: ClassVar[str] = "token_probes"
+
+    recipe: "Recipe"
+    tokenizer: "Tokenizer"
+    batch_tokens: int
+
+    @cached_property
+    def probes(self) -> list[Probe]:
+        return draw_probes(self.recipe.eval.probes, self.recipe.model, self.recipe.seed)
+
+    def prepare(self) -> None:
+        """Draw the examples, of tasks that models of the recipe's kind can read."""
+        _ = self.probes
+
+    def rehearse(self, model: "HybridLM") -> None:
+        """Nothing is left that could fail."""
+
+    def run(self, model: "HybridLM", checkpoint: str) -> TokenProbes:
+        return measure_probes(
+            model, self.probes, bos_id=self.tokenizer.bos_id, batch_tokens=self.batch_tokens, checkpoint=checkpoint
+        )
 
 
 def _measure(model: "HybridLM", probe: Probe, bos_id: int, batch_tokens: int) -> Probed:

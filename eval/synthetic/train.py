@@ -34,7 +34,7 @@ class TrainingError(UserError, RuntimeError):
     """A run whose loss is no number any more."""
 
 
-class Part(NamedTuple):
+class SliceData(NamedTuple):
     """A slice's task and its examples, integers held in 2 bytes where the vocabulary allows it."""
 
     task: Task
@@ -48,8 +48,8 @@ class Part(NamedTuple):
         """The examples at `index` as the task made them."""
         return Examples(*(x[index] if x.is_floating_point() else x[index].long() for x in (self.inputs, self.labels)))
 
-    def first(self, n: int) -> "Part":
-        return Part(self.task, self.inputs[:n], self.labels[:n])
+    def first(self, n: int) -> "SliceData":
+        return SliceData(self.task, self.inputs[:n], self.labels[:n])
 
 
 class TaskModel(HybridLM):
@@ -86,7 +86,7 @@ def build(recipe: SyntheticRecipe) -> TaskModel:
     return TaskModel(config, task.input_dim, task.readout(config.d_model))
 
 
-def load_parts(recipe: SyntheticRecipe, split: str) -> list[Part]:
+def load_slices(recipe: SyntheticRecipe, split: str) -> list[SliceData]:
     """The examples of every slice of `split`, drawn once per process."""
     slices: list[Slice] = getattr(recipe, split)
     return [
@@ -96,10 +96,10 @@ def load_parts(recipe: SyntheticRecipe, split: str) -> list[Part]:
 
 
 @lru_cache(maxsize=32)
-def _drawn(kind: str, options: str, n: int, seed: int) -> Part:
+def _drawn(kind: str, options: str, n: int, seed: int) -> SliceData:
     task = TASKS[kind].parse(json.loads(options))
     small = torch.int16 if task.vocab_size <= 2**15 else torch.int32
-    return Part(task, *(x if x.is_floating_point() else x.to(small) for x in task.sample(n, seed)))
+    return SliceData(task, *(x if x.is_floating_point() else x.to(small) for x in task.sample(n, seed)))
 
 
 def batches(lengths: list[int], optim: TrainerConfig, generator: torch.Generator) -> list[tuple[int, Tensor]]:
@@ -130,8 +130,9 @@ def rate(optim: TrainerConfig, step: int, per_epoch: int) -> float:
 def optimizer(model: nn.Module, optim: TrainerConfig) -> torch.optim.AdamW:
     """AdamW, with decay on every parameter as published, else on matrices only."""
     if optim.schedule == "as_published":
-        how = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
-        return torch.optim.AdamW(model.parameters(), **how, fused=True)
+        return torch.optim.AdamW(
+            model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
     return build_optimizer(model, OptimConfig(lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay))
 
 
@@ -171,7 +172,7 @@ class _Run:
         self.model = build(recipe)
         self.updates = optimizer(self.model, recipe.optim)
         self.order = torch.Generator().manual_seed(recipe.seed)
-        self.data, self.held_out = load_parts(recipe, "train"), load_parts(recipe, "test")
+        self.data, self.held_out = load_slices(recipe, "train"), load_slices(recipe, "test")
         self.probe = [part.first(recipe.optim.probe) for part in self.held_out]
         self.step = 0
         self.curve: list[tuple[int, float]] = []
@@ -220,18 +221,18 @@ class _Run:
 
 
 @torch.no_grad()
-def evaluate(model: TaskModel, parts: list[Part], batch: int) -> list[dict[str, Any]]:
+def evaluate(model: TaskModel, parts: list[SliceData], batch: int) -> list[dict[str, Any]]:
     """Every slice's metrics, each a mean over its examples, and the standard error of the first of them."""
     model.eval()
     return [{**_described(part), **_measured(model, part, batch)} for part in parts]
 
 
-def _described(part: Part) -> dict[str, Any]:
+def _described(part: SliceData) -> dict[str, Any]:
     task = part.task
     return {"label": task.label, "task": task.kind, "length": task.length, "n_pairs": getattr(task, "n_pairs", None)}
 
 
-def _measured(model: TaskModel, part: Part, batch: int) -> dict[str, Any]:
+def _measured(model: TaskModel, part: SliceData, batch: int) -> dict[str, Any]:
     found: dict[str, list[Tensor]] = {}
     for examples in _pieces(part, batch):
         scores = part.task.scores(model.answers(examples.inputs, examples.labelled), examples)
@@ -243,7 +244,7 @@ def _measured(model: TaskModel, part: Part, batch: int) -> dict[str, Any]:
     return {**{name: float(values.mean()) for name, values in metrics.items()}, "stderr": error, "n": n}
 
 
-def _pieces(part: Part, batch: int) -> Iterator[Examples]:
+def _pieces(part: SliceData, batch: int) -> Iterator[Examples]:
     for rows in torch.arange(len(part)).split(batch):
         yield part.rows(rows)
 

@@ -4,12 +4,6 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..parts.errors import ConfigError
-
-
-class DataError(ConfigError):
-    """A download or a prepared file that cannot be used. The message is one line and says what to do."""
-
 
 @dataclass(frozen=True, slots=True)
 class Document:

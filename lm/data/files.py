@@ -1,11 +1,14 @@
-"""Files that are either whole or absent: written aside, flushed to disk, then renamed."""
+"""Files that are whole or absent: written aside, flushed to disk, then renamed. And files of one record a line."""
 
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from ..parts.errors import DataError
 
 
 @contextmanager
@@ -37,3 +40,34 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Add a line of JSON for each record, in one write; a missing file is made.
+
+    A process killed meanwhile leaves at most one broken line, and nothing is ever added to that one.
+    """
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        broken = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * broken + "".join(json.dumps(record) + "\n" for record in records)).encode())
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """What `append_records` wrote, without the lines that a killed process left unfinished; none of a missing file.
+
+    Raises DataError for a line that was no record from its beginning.
+    """
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            if line.startswith("{"):
+                continue
+            record = None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}: not a file of one JSON record a line; move it away")
+        records.append(record)
+    return records

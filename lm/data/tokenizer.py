@@ -20,7 +20,7 @@ SPACE = "\u2581"  # SentencePiece writes a space so
 LONGEST_LINE = 16384  # characters; SentencePiece leaves out lines of more than 65536 bytes
 
 
-class Backend(Protocol):
+class TokenizerBackend(Protocol):
     """What a tokenizer library must do."""
 
     file: str
@@ -39,7 +39,7 @@ class Tokenizer:
     For tokenizers made by `train_tokenizer`, decode(encode(text)) == text for every text.
     """
 
-    def __init__(self, backend: Backend):
+    def __init__(self, backend: TokenizerBackend):
         self._backend = backend
         self.vocab_size, self.bos_id, self.eos_id = backend.vocab_size, backend.bos_id, backend.eos_id
 
@@ -218,7 +218,7 @@ def _content(token: str | dict | None) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _settings(backend: Backend) -> bytes:
+def _settings(backend: TokenizerBackend) -> bytes:
     """tokenizer_config.json as it was read, the chat template for one, with bos and eos named."""
     assert isinstance(backend, FastTokenizer)
     return json.dumps({**backend.settings, "bos_token": backend.bos, "eos_token": backend.eos}).encode()

@@ -1,5 +1,6 @@
 """Next-token loss that never holds the logits of more than a slice of the tokens."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,15 @@ from torch import Tensor
 from ..parts.context import Context
 
 IGNORE = -100
+"""The label of a position that has none."""
 SLICE = 1 << 21  # logits per slice: 8 MiB of float32, whatever the vocabulary
+
+
+def row_slices(n_rows: int, vocab_size: int, logits: int) -> Iterator[slice]:
+    """Slices that cover n_rows in order, of as many rows as have `logits` logits together, one at least."""
+    step = max(1, logits // vocab_size)
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
 
 
 def shift_labels(labels: Tensor, sequences: Context) -> Tensor:
@@ -71,10 +80,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dw = torch.zeros_like(weight, dtype=exact) if learns else None
         nll, z = x.new_zeros((), dtype=exact), x.new_zeros((), dtype=exact)
         w = weight.to(low)
-        step = max(1, SLICE // len(weight))
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(x), step):
-                part = slice(start, start + step)
+            for part in row_slices(len(x), len(weight), SLICE):
                 h, target = x[part].to(low), targets[part, None]
                 kept = (target != IGNORE).to(exact)  # [n, 1]
                 target = target.clamp(min=0)

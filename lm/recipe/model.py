@@ -6,9 +6,10 @@ from pydantic import Field, create_model, model_validator
 
 from ..mixers import MIXERS
 from ..mixers.options import MixerConfig
+from ..parts.errors import ConfigError
 from ..parts.shape import ModelShape
-from ..parts.strict import Strict
-from .layers import Layer, LayerSpec, layer_specs
+from ..parts.strict import Strict, nearest
+from .layers import Layer, LayerSpec, Remainder, spelled_out
 
 
 class FFNConfig(Strict):
@@ -36,7 +37,7 @@ class BaseModelConfig(Strict):
     pattern: list[Layer] | None = Field(default=None, min_length=1)
     ratio: dict[str, int] | None = None
     layers: list[Layer] | None = None
-    remainder: Literal["error", "cut"] = "error"
+    remainder: Remainder = "error"
     """What a period of `pattern` or `ratio` that does not divide `n_layers` is: an error, or cut where the layers end;
     a kind of layer that is then left out altogether takes the last layer."""
     positions: Literal["none", "learned"] = "none"
@@ -58,8 +59,34 @@ class BaseModelConfig(Strict):
         return self
 
     def layer_specs(self) -> list[LayerSpec]:
-        """The layers in order, each with its mixer's resolved options."""
-        return layer_specs(self)
+        """The layers in order, each with its mixer's resolved options. Raises ValueError with the fix."""
+        layers = spelled_out(self.n_layers, self.remainder, pattern=self.pattern, ratio=self.ratio, layers=self.layers)
+        resolved: dict[str, LayerSpec] = {}
+        for layer in layers:
+            if repr(layer) not in resolved:
+                resolved[repr(layer)] = self._spec(layer)
+        return [resolved[repr(layer)] for layer in layers]
+
+    def _spec(self, layer: Layer) -> LayerSpec:
+        if isinstance(layer, dict) and len(layer) != 1:
+            raise ValueError(f"layers: {layer} is not one layer; write a name or {{name: {{option: value}}}}")
+        name, own = (layer, {}) if isinstance(layer, str) else next(iter(layer.items()))
+        if name not in MIXERS:
+            raise ValueError(f"layers: unknown mixer {name!r}; {nearest(name, MIXERS)}")
+        options = self.mixer_options(name)
+        if own:
+            try:
+                options = type(options).parse({**options.model_dump(exclude_unset=True), **own}, where=f"layer {name}")
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return LayerSpec(name, self._finished(options))
+
+    def _finished(self, options: MixerConfig) -> MixerConfig:
+        hidden = options.ffn_hidden or (self.ffn.width(self.d_model) if self.ffn else 0)
+        finished = options.resolve(self.shape).model_copy(update={"ffn_hidden": hidden})
+        if missing := finished.unfinished():
+            raise TypeError(f"{type(options).__name__}.resolve: leaves {', '.join(missing)} without a size")
+        return finished
 
     @property
     def shape(self) -> ModelShape:

@@ -1,12 +1,9 @@
 """What a run says while it trains: metrics.jsonl, TensorBoard, one console line per window, a progress bar."""
 
-import json
-import os
 import resource
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...kernels.shared.devices import device_named
+from ..data.files import append_records
 from ..model import HybridLM
 from ..recipe.recipe import Recipe
 from ..run import Run
@@ -107,7 +105,7 @@ class Telemetry:
     def flush(self) -> None:
         """Write the pending records."""
         if self.main and self.pending:
-            _append(self.run.metrics_file, self.pending)
+            append_records(self.run.metrics_file, self.pending)
             self.pending = []
 
     def _keep(self, kind: str, step: int, values: dict[str, float], key: str = "") -> None:
@@ -127,19 +125,10 @@ def log_measured(run: Run, step: int, name: str, values: dict[str, float]) -> No
     from torch.utils.tensorboard import SummaryWriter
 
     record = {"kind": f"eval/{name}", "step": step, "time": time.time()}
-    _append(run.metrics_file, [{**record, **_under(name, values)}])
+    append_records(run.metrics_file, [{**record, **_under(name, values)}])
     with SummaryWriter(str(run.folder / "tensorboard")) as board:
         for key, value in _under(name, values).items():
             board.add_scalar(f"eval/{key}", value, step)
-
-
-def _append(path: Path, records: list[dict[str, Any]]) -> None:
-    """A line each, in one write: a killed process leaves at most one broken line, and none is added to that one."""
-    with path.open("a+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        broken = file.read(1) not in (b"", b"\n")
-        file.write(("\n" * broken + "".join(json.dumps(record) + "\n" for record in records)).encode())
 
 
 def _under(name: str, values: dict[str, float]) -> dict[str, float]:

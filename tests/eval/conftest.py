@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybridlm.eval.benchmarks.measurement import Scoring, TasksMeasurement
+from hybridlm.eval.benchmarks.scores import Scores
 from hybridlm.eval.tasks import olmo_data
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
@@ -89,6 +91,11 @@ def build(pattern: str, seed: int = 0) -> HybridLM:
     torch.manual_seed(seed)
     model = HybridLM(Recipe.load("demo", overrides=[*overrides, "model.init_std=0.15"]).model)
     return model.eval()
+
+
+def evaluate(model: HybridLM, tokenizer: Tokenizer, tasks: list[str], *, cache: Path, checkpoint="", **how) -> Scores:
+    """The scores of a model on tasks of the catalogue; how: fields of `Scoring`."""
+    return TasksMeasurement(tasks, tokenizer, cache, Scoring(**how)).run(model, checkpoint)
 
 
 @pytest.fixture(scope="session", params=["[attention]", "[gated_deltanet, attention]"], ids=["attention", "hybrid"])

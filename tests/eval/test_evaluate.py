@@ -14,14 +14,14 @@ from lm_eval.utils import apply_template
 from rich.console import Console
 
 from hybridlm.eval.benchmarks.catalogue import Options, build
-from hybridlm.eval.benchmarks.evaluation import Benchmarks, evaluate
+from hybridlm.eval.benchmarks.evaluation import Benchmarks, Rehearsal
 from hybridlm.eval.benchmarks.harness import HybridHarness
 from hybridlm.eval.benchmarks.scores import Scores
 from hybridlm.eval.tasks import rows as rows_module
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.parts.errors import ConfigError, DataError
 
-from .conftest import QUESTIONS
+from .conftest import QUESTIONS, evaluate
 
 ALL = ["arc_challenge", "boolq", "openbookqa", "piqa", "truthfulqa_mc1", "winogrande"]  # whose data is benchkit
 STOCK = Path(lm_eval.tasks.__file__).parent
@@ -248,12 +248,13 @@ def test_a_rehearsal_meets_every_limit_without_running_the_model(attention_model
         weightless = HybridLM(attention_model.config)
     monkeypatch.setattr(HybridLM, "forward", lambda *_, **__: pytest.fail("the model was run"))
     state = random.getstate()
-    Benchmarks.build([*ALL, "ioi_text", "phonebook_10"], Options(data_cache, tokenizer), 2).rehearse(weightless, 64)
+    short = Rehearsal(weightless, tokenizer, max_length=64)
+    Benchmarks.build([*ALL, "ioi_text", "phonebook_10"], Options(data_cache, tokenizer), 2).rehearse(short)
     assert random.getstate() == state
     long = Benchmarks.build(["copying_32"], Options(data_cache, tokenizer), 2)
     with pytest.raises(ConfigError, match=r"^task 'copying_32', document 0: max_gen_toks=192 leaves no room"):
-        long.rehearse(weightless, 64)
-    long.rehearse(weightless, 194)
+        long.rehearse(short)
+    long.rehearse(Rehearsal(weightless, tokenizer, max_length=194))
 
 
 def test_a_template_is_compiled_once_and_prompts_stay(tokenizer, data_cache, monkeypatch):
@@ -274,7 +275,7 @@ def test_a_template_is_compiled_once_and_prompts_stay(tokenizer, data_cache, mon
 
     monkeypatch.setattr(lm_eval.utils.env, "compile", compile_counted)
     monkeypatch.setattr(HybridHarness, "loglikelihood", asked_counted)
-    benchmarks.rehearse(weightless, 512)
+    benchmarks.rehearse(Rehearsal(weightless, tokenizer, max_length=512))
     assert compiled and len(compiled) == len(set(compiled))
     for task in benchmarks.tasks.values():
         task.build_all_requests(limit=4)

@@ -3,14 +3,13 @@
 import math
 import re
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.eval.needles import TASKS, measure_needles
+from hybridlm.eval.needles import TASKS, Questions, measure_needles
 from hybridlm.eval.needles.lists import CommonWords, FrequentWords
 from hybridlm.eval.needles.prompts import make_prompts
 from hybridlm.eval.needles.words import KEYS, WORDS
@@ -123,13 +122,13 @@ def test_where_single_words_would_run_out_all_are_pairs():
 
 @pytest.mark.parametrize("task", LISTS)
 def test_an_oracle_finds_the_frequent_words_and_noise_does_not(task):
-    how: dict[str, Any] = {"tasks": [task], "lengths": [2000], "depths": 2, "haystack": HAY, "beyond": "run"}
-    best = measure_needles(Stub(TOKENIZER, oracle(TOKENIZER)), TOKENIZER, **how)  # type: ignore[arg-type]
+    questions = Questions([task], [2000], HAY, depths=2, beyond="run")
+    best = measure_needles(Stub(TOKENIZER, oracle(TOKENIZER)), TOKENIZER, questions)  # type: ignore[arg-type]
     (total,), (cell,) = best.summary, best.cells
     assert total.score == 1 and total.n == cell.n == 2 and cell.depth is None
     if task == "fwe":  # there is one order to say it in
         assert total.answer_exact == 1 and total.answer_nats < 1e-6
-    noise = measure_needles(Stub(TOKENIZER, lambda seen: 3 + len(seen) * 7 % 330), TOKENIZER, **how)  # type: ignore
+    noise = measure_needles(Stub(TOKENIZER, lambda seen: 3 + len(seen) * 7 % 330), TOKENIZER, questions)  # type: ignore
     assert noise.summary[0].score == 0 and noise.summary[0].answer_exact == 0
 
 

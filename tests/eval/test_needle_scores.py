@@ -4,7 +4,7 @@ import io
 import json
 import math
 import random
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hybridlm.eval.forward.long_context import check_length, greedy, length_limit, prefill
 from hybridlm.eval.forward.scoring import inference
-from hybridlm.eval.needles import TASKS, Needles, measure_needles, plot_heat_map
+from hybridlm.eval.needles import TASKS, Needles, Questions, measure_needles, plot_heat_map
 from hybridlm.eval.needles.prompt import Prompt
 from hybridlm.eval.needles.results import Answered, summarise
 from hybridlm.lm.parts.errors import ConfigError
@@ -24,8 +24,8 @@ from .needle_oracle import HAY, HIDING, TOKENIZER, Stub, oracle
 
 @pytest.mark.parametrize("task", HIDING)
 def test_an_oracle_scores_everything_and_a_random_model_nothing(task):
-    how: dict[str, Any] = {"tasks": [task], "lengths": [900], "depths": [0.0, 1.0], "haystack": HAY}
-    best = measure_needles(Stub(TOKENIZER, oracle(TOKENIZER)), TOKENIZER, beyond="run", **how)  # type: ignore[arg-type]
+    questions = Questions([task], [900], HAY, depths=[0.0, 1.0], beyond="run")
+    best = measure_needles(Stub(TOKENIZER, oracle(TOKENIZER)), TOKENIZER, questions)  # type: ignore[arg-type]
     (total,) = best.summary
     assert total.score == 1 and total.n == 2 and total.stderr == 0
     assert all(cell.score == 1 and cell.truncated == 0 for cell in best.cells)
@@ -33,17 +33,17 @@ def test_an_oracle_scores_everything_and_a_random_model_nothing(task):
     if task not in ("multivalue", "multiquery"):  # there is one order to say it in
         assert total.answer_accuracy == total.answer_exact == 1 and total.answer_nats < 1e-6
     rng = random.Random(0)
-    noise = measure_needles(Stub(TOKENIZER, lambda _: rng.randrange(3, 340)), TOKENIZER, beyond="run", **how)  # type: ignore
+    noise = measure_needles(Stub(TOKENIZER, lambda _: rng.randrange(3, 340)), TOKENIZER, questions)  # type: ignore
     assert noise.summary[0].score == 0 and noise.summary[0].answer_exact == 0
 
 
 def test_rows_end_when_they_have_said_it_and_without_generation_nothing_is_written():
     stub = Stub(TOKENIZER, oracle(TOKENIZER))
-    how: dict[str, Any] = {"tasks": ["single_1"], "lengths": [900], "depths": 1, "haystack": HAY, "beyond": "run"}
-    measure_needles(stub, TOKENIZER, **how)  # type: ignore[arg-type]
+    questions = Questions(["single_1"], [900], HAY, depths=1, beyond="run")
+    measure_needles(stub, TOKENIZER, questions)  # type: ignore[arg-type]
     assert stub.reads[:2] == [512, 900 - 128 - 512] and max(stub.reads) == 512  # never more than a chunk
     assert len(stub.reads) < 20
-    silent = measure_needles(stub, TOKENIZER, generate=False, **how)  # type: ignore[arg-type]
+    silent = measure_needles(stub, TOKENIZER, questions, generate=False)  # type: ignore[arg-type]
     assert silent.summary[0].score is None and silent.summary[0].answer_exact == 1
     with pytest.raises(ValueError, match="no cell has a depth and a score"):
         plot_heat_map(silent, "unused.png")
@@ -52,19 +52,19 @@ def test_rows_end_when_they_have_said_it_and_without_generation_nothing_is_writt
 def test_measuring_leaves_the_model_and_random_states_as_they_were(model):
     model.train()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
-    how: dict[str, Any] = {"tasks": ["vt"], "lengths": [700], "depths": 2, "haystack": HAY, "beyond": "run"}
+    questions = Questions(["vt"], [700], HAY, depths=2, beyond="run")
     try:
-        one = measure_needles(model, TOKENIZER, **how)
+        one = measure_needles(model, TOKENIZER, questions)
         assert all(module.training for module in model.modules())
     finally:
         model.eval()
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert np.random.get_state()[1].tolist() == before[2]  # type: ignore[union-attr]
-    two = measure_needles(model, TOKENIZER, batch_tokens=100_000, **how)
+    two = measure_needles(model, TOKENIZER, questions, batch_tokens=100_000)
     for a, b in zip(one.summary, two.summary, strict=True):
         assert a.answer_nats == pytest.approx(b.answer_nats, rel=1e-4) and a.score == b.score
     assert one.fingerprint == two.fingerprint
-    assert one.fingerprint != measure_needles(model, TOKENIZER, **{**how, "seed": 1}).fingerprint
+    assert one.fingerprint == questions.fingerprint != replace(questions, seed=1).fingerprint
 
 
 def test_chunked_prefill_and_greedy_continuation_equal_generate(model):
@@ -93,26 +93,21 @@ def test_lengths_beyond_the_model_are_refused_or_counted():
     assert length_limit(rotary.config) == context and length_limit(recurrent.config) is None
     nope, window = build("[{attention: {rope: null}}]"), build("[{attention: {window: 16}}]")
     assert length_limit(nope.config) is None and length_limit(window.config) is None
-    how: dict[str, Any] = {
-        "tasks": ["single_1"],
-        "lengths": [context + 1],
-        "depths": 1,
-        "haystack": HAY,
-        "generate": False,
-    }
+    questions = Questions(["single_1"], [context + 1], HAY, depths=1)
     with pytest.raises(ConfigError, match=f"lengths: {context + 1} tokens, but .* trained to {context}; use at most"):
-        measure_needles(rotary, TOKENIZER, **how)
-    assert measure_needles(rotary, TOKENIZER, beyond="run", **how).summary[0].beyond == 1
-    assert measure_needles(recurrent, TOKENIZER, **how).summary[0].beyond == 0
+        measure_needles(rotary, TOKENIZER, questions)
+    run = replace(questions, beyond="run")
+    assert measure_needles(rotary, TOKENIZER, run, generate=False).summary[0].beyond == 1
+    assert measure_needles(recurrent, TOKENIZER, questions, generate=False).summary[0].beyond == 0
     learned = rotary.config.model_copy(update={"positions": "learned"})
     with pytest.raises(ConfigError, match=r"model\.positions=learned ends at"):
         check_length(learned, context + 1, "run")
 
 
 def test_results_are_kept_shown_and_drawn(tmp_path):
-    how: dict[str, Any] = {"tasks": ["single_1", "vt"], "lengths": [700], "depths": 2, "haystack": HAY}
+    questions = Questions(["single_1", "vt"], [700], HAY, depths=2, beyond="run", name="hay")
     stub = Stub(TOKENIZER, oracle(TOKENIZER))
-    needles = measure_needles(stub, TOKENIZER, beyond="run", haystack_name="hay", checkpoint="step-000007", **how)  # type: ignore
+    needles = measure_needles(stub, TOKENIZER, questions, checkpoint="step-000007")  # type: ignore
     needles.save(tmp_path / "a" / "needles.json")
     assert Needles.load(tmp_path / "a" / "needles.json") == needles
     content = json.loads((tmp_path / "a" / "needles.json").read_text())
@@ -125,3 +120,6 @@ def test_results_are_kept_shown_and_drawn(tmp_path):
     assert "2 beyond │" in out.getvalue() and "beyond: prompts longer than" in out.getvalue()
     for name in ("map.png", "map.svg"):
         assert plot_heat_map(needles, tmp_path / name).stat().st_size > 3000
+    assert needles.plot(tmp_path) == tmp_path / "needles.png" and (tmp_path / "needles.png").is_file()
+    alone = measure_needles(stub, TOKENIZER, replace(questions, tasks=["vt"]), generate=False)  # type: ignore
+    assert alone.plot(tmp_path) is None  # no depth

@@ -13,16 +13,9 @@ from lm_eval.api.instance import Instance
 from rich.console import Console
 
 from hybridlm.eval.benchmarks.harness import HybridHarness
-from hybridlm.eval.positions.positions import (
-    Positions,
-    Reading,
-    Stretches,
-    joined,
-    measure_positions,
-    modes_of,
-    plot_positions,
-    spans,
-)
+from hybridlm.eval.positions.measure import measure_positions
+from hybridlm.eval.positions.reading import Reading, Stretches, modes_of, spans
+from hybridlm.eval.positions.results import Positions, plot_positions
 from hybridlm.lm import HybridLM
 from hybridlm.lm.parts.errors import ConfigError, DataError
 
@@ -45,8 +38,7 @@ def hybrid():
 def measure(model, tokenizer, mode, text=TEXT, max_tokens=10_000, blocks=1, batch_tokens=8192, **how):
     stretches = Stretches.cut(tokenizer, text, max_tokens=max_tokens, blocks=blocks)
     options: dict[str, Any] = {"window": 32, "buckets": 16, "beyond": "run", **how}
-    (curve,) = measure_positions(model, stretches, Reading(mode, **options), batch_tokens=batch_tokens).curves
-    return curve
+    return measure_positions(model, stretches, Reading(mode, **options), batch_tokens=batch_tokens)
 
 
 @torch.no_grad()
@@ -221,10 +213,9 @@ def test_measuring_leaves_the_model_as_it_was(hybrid, tokenizer):
 
 def test_results_are_kept_shown_and_drawn(hybrid, tokenizer, tmp_path):
     stretches = Stretches.cut(tokenizer, TEXT, max_tokens=100, blocks=1, name="prose")
-    positions = joined(
-        measure_positions(hybrid, stretches, Reading(mode, window=32, buckets=40), checkpoint="step-000003")
-        for mode in ("whole", "carry")
-    )
+    readings = [Reading(mode, window=32, buckets=40) for mode in ("whole", "carry")]
+    curves = [measure_positions(hybrid, stretches, reading) for reading in readings]
+    positions = Positions(curves, "step-000003")
     positions.save(tmp_path / "a" / "positions.json")
     assert Positions.load(tmp_path / "a" / "positions.json") == positions
     content = json.loads((tmp_path / "a" / "positions.json").read_text())
@@ -236,4 +227,6 @@ def test_results_are_kept_shown_and_drawn(hybrid, tokenizer, tmp_path):
     out = io.StringIO()
     Console(file=out, width=200).print(positions.table())
     assert "80-99" in out.getvalue() and "bits per byte" in out.getvalue()
-    assert plot_positions(positions, tmp_path / "b.png").stat().st_size > 3000
+    assert plot_positions(positions, tmp_path / "b.svg").stat().st_size > 3000
+    assert positions.plot(tmp_path) == tmp_path / "positions.png"
+    assert (tmp_path / "positions.png").stat().st_size > 3000

@@ -3,7 +3,8 @@
 import pytest
 
 from hybridlm.eval.benchmarks.catalogue import GROUPS, Options, build
-from hybridlm.eval.benchmarks.evaluation import evaluate
+
+from .conftest import evaluate
 
 pytestmark = pytest.mark.slow
 SIZES = {

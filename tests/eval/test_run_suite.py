@@ -1,7 +1,6 @@
 """`hybridlm eval`: what a run's folder holds afterwards, and what is refused before anything is computed."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -9,12 +8,13 @@ from rich.console import Console
 
 from hybridlm.eval.benchmarks.scores import Scores
 from hybridlm.eval.benchmarks.suites import SUITES
+from hybridlm.eval.measurement import LONG
+from hybridlm.eval.needles.measurement import NeedlesMeasurement
 from hybridlm.eval.synthetic.token_probes import TokenProbes
-from hybridlm.lm import Recipe
+from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.run import Run
 from hybridlm.tools import score
-from hybridlm.tools.long import PREPARE
 from hybridlm.tools.score import run_suite
 
 
@@ -72,6 +72,14 @@ def test_long_contexts_are_cut_and_counted_or_refused(run_folder, capsys):
         run_suite(run_folder, None, ["sciq"], max_length=16, on_long="error", console=quiet(), batch_tokens=512)
 
 
+def test_what_cannot_be_scored_is_refused_before_the_model_is_run(run_folder, monkeypatch):
+    monkeypatch.setattr(HybridLM, "forward", lambda *_, **__: pytest.fail("the model was run"))
+    with pytest.raises(ConfigError, match=r"^task 'copying_32', document 0: max_gen_toks=192 leaves no room"):
+        run_suite(run_folder, None, ["sciq", "copying_32"], limit=2, max_length=64, console=quiet())
+    with pytest.raises(ConfigError, match=r"^batch_tokens: 32 is below max_length=64; one sequence must fit"):
+        run_suite(run_folder, None, ["sciq"], max_length=64, batch_tokens=32, console=quiet())
+
+
 def test_nothing_asked_and_wrong_names_are_refused_before_the_model_is_read(run_folder, monkeypatch):
     monkeypatch.delattr(score, "load_run")
     with pytest.raises(ConfigError, match=r"^tasks: none given; name tasks or a suite$"):
@@ -83,32 +91,33 @@ def test_nothing_asked_and_wrong_names_are_refused_before_the_model_is_read(run_
 
 
 def test_long_suite_measures_needles_and_positions(run_folder, monkeypatch):
-    order = []
-
-    def prepare(kind, *_):
-        order.append(f"prepare {kind}")
-        return lambda _model, _at: order.append(kind) or TokenProbes([], kind)
-
-    for kind in ("needles", "positions"):
-        monkeypatch.setitem(PREPARE, kind, partial(prepare, kind))
-    loaded = []
+    order, loaded = [], []
+    for kind in LONG.values():
+        monkeypatch.setattr(kind, "prepare", lambda self: order.append(f"prepare {self.name}"))
+        monkeypatch.setattr(kind, "rehearse", lambda self, _model: order.append(f"rehearse {self.name}"))
+        monkeypatch.setattr(
+            kind, "run", lambda self, _model, _at: order.append(self.name) or TokenProbes([], self.name)
+        )
     load_run = score.load_run
     monkeypatch.setattr(score, "load_run", lambda run: loaded.append(1) or load_run(run))
     run_suite(run_folder, "long", [], console=quiet())
     for kind in ("needles", "positions"):
         assert TokenProbes.load(run_folder / "eval" / "step-000007" / f"{kind}.json").checkpoint == kind
     assert len(loaded) == 1
-    assert order == ["prepare needles", "prepare positions", "needles", "positions"]
+    prepared = ["prepare needles", "rehearse needles", "prepare positions", "rehearse positions"]
+    assert order == [*prepared, "needles", "positions"]
 
 
 def test_settings_of_the_recipe_can_be_others_for_once(run_folder, monkeypatch):
     seen = []
 
-    def prepare(_model, recipe, _tokenizer, batch_tokens):
-        seen.append((recipe.eval.needles.lengths, batch_tokens))
-        return lambda _model, _at: TokenProbes([])
+    def run(self, _model, _at):
+        seen.append((self.questions.lengths, self.batch_tokens))
+        return TokenProbes([])
 
-    monkeypatch.setitem(PREPARE, "needles", prepare)
+    monkeypatch.setattr(NeedlesMeasurement, "run", run)
+    monkeypatch.setattr(NeedlesMeasurement, "rehearse", lambda *_: None)
+    monkeypatch.setattr("hybridlm.eval.needles.measurement.read_text", lambda *_: "A text. " * 50)
     run_suite(run_folder, None, ["needles"], overrides=["eval.needles={lengths: [64, 96]}"], console=quiet())
     assert seen == [([64, 96], 8192)]
     assert Recipe.load(run_folder / "recipe.yaml").eval.needles is None

@@ -8,7 +8,7 @@ import torch
 
 from hybridlm.eval.forward.long_context import greedy, prefill
 from hybridlm.eval.forward.scoring import inference
-from hybridlm.eval.needles import measure_needles
+from hybridlm.eval.needles import Questions, measure_needles
 from hybridlm.eval.needles.prompts import make_prompts
 from hybridlm.lm.hf import save_pretrained
 from hybridlm.lm.model.loading import load_run
@@ -26,9 +26,8 @@ def model(smollm2):
 
 
 def test_needles_in_fillers_and_in_text_are_found_at_every_depth(smollm2, model):
-    found = measure_needles(
-        model, smollm2.tokenizer(), tasks=["single_1", "single_2"], lengths=[512], depths=[0.0, 0.5, 1.0], haystack=HAY
-    )
+    questions = Questions(["single_1", "single_2"], [512], HAY, depths=[0.0, 0.5, 1.0])
+    found = measure_needles(model, smollm2.tokenizer(), questions)
     assert [cell.score for cell in found.cells] == [1.0] * 6
     assert all(total.answer_accuracy == total.answer_exact == 1 for total in found.summary)
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from hybridlm.eval.benchmarks.scores import Scores
 from hybridlm.eval.needles import Needles
-from hybridlm.eval.positions.positions import Positions
+from hybridlm.eval.positions.results import Positions
 from hybridlm.eval.synthetic.token_probes import TokenProbes
 from hybridlm.lm import HybridLM
 from hybridlm.lm.hf import load_pretrained, save_pretrained

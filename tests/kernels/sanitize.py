@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hybridlm.tools.kernel_report.trace import Access, Launch, Observer, observe
+from hybridlm.tools.kernel_report.trace import Access, Observer, TracedLaunch, observe
 
 
 class KernelFault(AssertionError):
@@ -57,14 +57,14 @@ class Names(Observer):
     def __init__(self) -> None:
         self.launched: list[str] = []
 
-    def launch_begins(self, launch: Launch) -> None:
+    def launch_begins(self, launch: TracedLaunch) -> None:
         self.launched.append(launch.kernel)
 
 
 class LaunchObserver(Observer):
     """Knows which launch is running and whose memory an address is in."""
 
-    def launch_begins(self, launch: Launch) -> None:
+    def launch_begins(self, launch: TracedLaunch) -> None:
         self.kernel = launch.kernel
         storages = {name: tensor.untyped_storage() for name, tensor in launch.tensors.items()}
         self.ranges = [(s.data_ptr(), s.data_ptr() + s.nbytes(), name) for name, s in storages.items()]
@@ -145,7 +145,7 @@ class UnwrittenLoads(LaunchObserver):
 
 
 class Races(LaunchObserver):
-    def launch_begins(self, launch: Launch) -> None:
+    def launch_begins(self, launch: TracedLaunch) -> None:
         super().launch_begins(launch)
         self.touched: dict[str, list[tuple[np.ndarray, int]]] = defaultdict(list)
         self.program = -1

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.lm.mixers.attention.state import KVState
-from hybridlm.lm.mixers.attention.visible import Causal, Window
+from hybridlm.lm.mixers.attention.visible import Causal, SlidingWindow
 from hybridlm.lm.model import Cache
 from hybridlm.lm.parts.context import Context
 from hybridlm.lm.parts.state import LayerState
@@ -35,7 +35,7 @@ def see(state: KVState, visible: Causal, sequences: Context) -> None:
     packed=st.booleans(),
 )
 def test_every_live_token_lies_where_its_position_says(pieces, window, packed):
-    visible, state, seen = Window(window) if window else Causal(), kv_state(3, window), [0, 0, 0]
+    visible, state, seen = SlidingWindow(window) if window else Causal(), kv_state(3, window), [0, 0, 0]
     for lengths in pieces:
         lengths = lengths if packed else lengths[:1] * 3
         documents = Context.documents_after(lengths, seen, CPU)

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.lm.model import loss
-from hybridlm.lm.model.loss import IGNORE, full_cross_entropy, linear_cross_entropy, shift_labels
+from hybridlm.lm.model.loss import IGNORE, full_cross_entropy, linear_cross_entropy, row_slices, shift_labels
 from hybridlm.lm.parts.context import Context
 from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
@@ -143,3 +143,9 @@ def test_model_loss_is_the_mean_over_targets_plus_the_z_loss():
         assert_close(output.loss, nll + z, 1e-6)
         assert_close(output.aux_losses["z_loss"], z, 1e-6)
         assert (output.logits is not None) == keep_logits
+
+
+def test_slices_cover_the_rows_in_order_each_with_as_many_logits_as_may_exist():
+    assert list(row_slices(10, 5, 20)) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert list(row_slices(2, 50, 20)) == [slice(0, 1), slice(1, 2)]  # one row at least
+    assert list(row_slices(0, 5, 20)) == []

@@ -13,7 +13,7 @@ from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
 from hybridlm.tools import cli
 from hybridlm.tools.pretrain import pretrain
-from hybridlm.tools.report import valid_scores
+from hybridlm.tools.records import valid_scores
 from hybridlm.tools.sample import stream
 
 runner = CliRunner()

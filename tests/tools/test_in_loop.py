@@ -12,12 +12,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hybridlm.eval.measurement import hooks, measurements_of
 from hybridlm.eval.needles import Needles
-from hybridlm.eval.positions.positions import Positions
+from hybridlm.eval.positions.results import Positions
 from hybridlm.lm.parts.errors import ConfigError, DataError, UserError, concerning
 from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
-from hybridlm.tools.in_loop import hooks, measurements
 from hybridlm.tools.pretrain import pretrain
 from hybridlm.tools.score import run_suite
 
@@ -106,7 +106,7 @@ def test_only_the_main_process_prepares_but_all_have_the_hooks(tiny_recipe, monk
             seen.append("ran")
 
     monkeypatch.setattr("hybridlm.tools.pretrain.Trainer", Follower)
-    monkeypatch.setattr("hybridlm.tools.long.PREPARE", {})
+    monkeypatch.setattr("hybridlm.tools.pretrain.prepare_all", lambda *_: pytest.fail("a follower prepared"))
     monkeypatch.setattr("hybridlm.tools.pretrain.on_main", lambda work: seen.append("on the main one"))
     pretrain(recipe, Console(quiet=True))
     assert seen == ["on the main one", "needles", "ran"]
@@ -120,6 +120,15 @@ def test_the_loop_and_the_checkpoint_of_its_step_score_alike(tiny_recipe, measur
     )
     ends = [json.loads((r.folder / "eval" / "step-000008" / "positions.json").read_text()) for r in (run, short)]
     assert ends[0] == ends[1] != at_four
+
+
+def test_the_end_of_a_run_and_the_command_line_score_alike(tiny_recipe):
+    run = pretrain(Recipe.load(tiny_recipe, ["eval.tasks=[ioi_text]", "eval.limit=4"]), Console(quiet=True))
+    path = run.folder / "eval" / "step-000008" / "tasks.json"
+    kept = path.read_bytes()
+    path.unlink()
+    run_suite(run.folder, None, ["ioi_text"], limit=4, console=Console(quiet=True))
+    assert path.read_bytes() == kept
 
 
 def test_from_the_command_line_a_run_is_measured_at_its_newest_checkpoint(tiny_recipe, measured, tmp_path):
@@ -138,15 +147,16 @@ def test_from_the_command_line_a_run_is_measured_at_its_newest_checkpoint(tiny_r
     assert str(folder / "needles.png") in out.getvalue()
 
 
-def test_a_suite_brings_its_measurements_beside_those_with_options(tiny_recipe):
+def test_a_suite_brings_its_measurements_beside_those_with_options(tiny_recipe, tmp_path):
     run = Run.create(Recipe.load(tiny_recipe, ["eval.suites=[long]", f"eval.probes=[{PROBE}]", "eval.every=5"]))
     tokenizer = SimpleNamespace(bos_id=1)
-    asked = measurements(run.recipe, tokenizer, run)  # type: ignore[arg-type]
+    asked = measurements_of(run.recipe, tokenizer)  # type: ignore[arg-type]
     assert [one.name for one in asked] == ["needles", "positions", "token_probes"]
-    assert [(hook.name, hook.every) for hook in hooks(run.recipe, asked)] == [(one.name, 5) for one in asked]
+    found = hooks(run.recipe, asked, tmp_path)
+    assert [(hook.name, hook.every) for hook in found] == [(one.name, 5) for one in asked]
     tasks = Recipe.load(tiny_recipe, ["eval.tasks=[piqa]", "eval.suites=[long]"])
-    asked = measurements(tasks, tokenizer, run)  # type: ignore[arg-type]
-    assert [one.name for one in asked] == ["tasks", "needles", "positions"] and not hooks(tasks, asked)
+    asked = measurements_of(tasks, tokenizer)  # type: ignore[arg-type]
+    assert [one.name for one in asked] == ["tasks", "needles", "positions"] and not hooks(tasks, asked, tmp_path)
 
 
 @pytest.fixture

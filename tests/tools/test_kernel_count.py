@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridlm.tools.kernel_report.count import SECTOR, LaunchCount, TorchOp, count
-from hybridlm.tools.kernel_report.trace import Launch, Observer, observe
+from hybridlm.tools.kernel_report.trace import Observer, TracedLaunch, observe
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -155,7 +155,7 @@ def test_launches_are_not_torch_operations_and_counting_ends():
 
 
 class Tensors(Observer):
-    def launch_begins(self, launch: Launch) -> None:
+    def launch_begins(self, launch: TracedLaunch) -> None:
         self.launch = launch
 
 

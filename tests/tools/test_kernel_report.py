@@ -18,7 +18,7 @@ from hybridlm.tools.kernel_report.cases import CASES, Shape, check_covered
 from hybridlm.tools.kernel_report.compile import Build, compile_apart, inspect_kernel
 from hybridlm.tools.kernel_report.hardware import BOUND_ON, TARGETS, occupancy
 from hybridlm.tools.kernel_report.peers import PEERS, rank
-from hybridlm.tools.kernel_report.result import Kernel, Pass, Result, ratios
+from hybridlm.tools.kernel_report.result import CaseResult, KernelLaunch, Pass, ratios
 from hybridlm.tools.kernel_report.roofline import Work, bounds, extrapolate, slowest
 from hybridlm.tools.kernel_report.subjects import OURS
 from hybridlm.tools.kernel_report.worker import WorkerFailed, ask
@@ -104,9 +104,9 @@ def result(subject: str, target: str = "sm_90", scale: float = 1.0, spill: int =
     build = Build(0.5, None, 4, 2, 128, spill, 1024, 0, 3, 500, {"HGMMA": 12, "LDG": 3})
     one = work(read=1000 * n * scale, written=500 * n * scale, through_l2=2000 * n * scale, flops={"bf16": 3000 * n})
     device = BOUND_ON[target]
-    kernels = [Kernel("scan_kernel", {"BT": 64}, 1024, build, one, bounds(one, device, 1024)) for _ in range(2)]
+    kernels = [KernelLaunch("scan_kernel", {"BT": 64}, 1024, build, one, bounds(one, device, 1024)) for _ in range(2)]
     passes = [Pass(kernels[:1], {"aten.sum": 2}, 100.0 * n), Pass(kernels, {}, 0.0)]
-    return Result(case, subject, target, shape, passes, {"forward": 100 * scale, "both": 300 * scale})
+    return CaseResult(case, subject, target, shape, passes, {"forward": 100 * scale, "both": 300 * scale})
 
 
 def test_tables_show_ratios_and_fit_80_columns():

@@ -29,12 +29,12 @@ def failing(part: Callable[..., Any], error: Exception, rank: int) -> Callable[.
 
 
 PARTS = {
-    "hook": (f"{TOOLS}.in_loop.Measurement.__call__", NaNError("the model gives NaN; check its weights"), 0),
-    "bug in a hook": (f"{TOOLS}.in_loop.Measurement.__call__", KeyError("nowhere"), 0),
+    "hook": ("hybridlm.eval.measurement.measured", NaNError("the model gives NaN; check its weights"), 0),
+    "bug in a hook": ("hybridlm.eval.measurement.measured", KeyError("nowhere"), 0),
     "preparation": (f"{TOOLS}.pretrain.prepare_all", ConfigError("eval.tasks: task 'pica': unknown"), 0),
     "data": (f"{TOOLS}.pretrain.Run.create", DataError("data: no network; run it again"), 1),
     "disk": (f"{TRAIN}.checkpoint.save_file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 0),
-    "log": (f"{TRAIN}.telemetry._append", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl"), 0),
+    "log": (f"{TRAIN}.telemetry.append_records", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl"), 0),
     "checkpoint of one rank": (f"{TRAIN}.checkpoint._check", ConfigError("a checkpoint of another architecture"), 1),
     "validation": (f"{TRAIN}.loop.Trainer._score", NaNError("the model gives NaN; check its weights"), 0),
 }

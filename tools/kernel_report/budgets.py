@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .result import Result
+from .result import CaseResult
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 TOLERANCE = 1.01
@@ -12,7 +12,7 @@ MAX_LAUNCHES = 6  # forward and backward
 NO_SPILLS = ("sm_90",)
 
 
-def record(results: list[Result]) -> dict[str, Any]:
+def record(results: list[CaseResult]) -> dict[str, Any]:
     """Per case and target: launches, bytes, and what every kernel moves, takes and spills, as `exceeded` wants them.
 
     A kernel that is launched more than once is entered with the largest of each.
@@ -42,11 +42,11 @@ def load() -> dict[str, Any]:
     return json.loads(BUDGETS.read_text())
 
 
-def save(results: list[Result]) -> None:
+def save(results: list[CaseResult]) -> None:
     BUDGETS.write_text(json.dumps(record(results), indent=1, sort_keys=True) + "\n")
 
 
-def exceeded(results: list[Result], budgets: dict[str, Any]) -> list[str]:
+def exceeded(results: list[CaseResult], budgets: dict[str, Any]) -> list[str]:
     """One line per broken limit: the recorded ones, no failed build, at most MAX_LAUNCHES, no spills on NO_SPILLS."""
     problems = []
     for result in results:

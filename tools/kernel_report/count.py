@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .trace import Access, Dot, Launch, Observer, observe
+from .trace import Access, Dot, Observer, TracedLaunch, observe
 
 SECTOR = 32  # bytes, the least that a GPU's L2 cache moves
 
@@ -94,7 +94,7 @@ class _LaunchCounter(Observer):
     def __init__(self, launches: list[LaunchCount]) -> None:
         self.launches = launches
 
-    def launch_begins(self, launch: Launch) -> None:
+    def launch_begins(self, launch: TracedLaunch) -> None:
         self.now = LaunchCount(launch.kernel, constexprs=launch.constexprs)
         self.begins = sorted((tensor.data_ptr(), name) for name, tensor in launch.tensors.items())
         self.sectors: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)  # by argument, is it a store

@@ -10,7 +10,7 @@ from ...kernels.shared.devices import Device
 from .cases import CASES, Case, Shape
 from .compile import Build
 from .hardware import BOUND_ON
-from .result import PASSES, Kernel, Pass, Result, tiles
+from .result import PASSES, CaseResult, KernelLaunch, Pass, tiles
 from .roofline import bounds, extrapolate, line
 from .subjects import OURS
 from .worker import ask
@@ -30,7 +30,7 @@ def measure(
     build_for: Iterable[str] = (),
     count_for: Iterable[str] = tuple(BOUND_ON),
     host_repeats: int = 200,
-) -> list[Result]:
+) -> list[CaseResult]:
     """Every case's subjects on every target at every shape; kernels are built at the first one. Shapes share K and V.
 
     build_for: targets to compile for. count_for: targets of devices to bound times on. host_repeats: 0 leaves host
@@ -113,17 +113,17 @@ class _Counts:
         return counted[0], counted[-1]
 
 
-def _result(pair: Pair, target: str, plan: dict[str, Any], i: int, shape: Shape, counted: tuple | None) -> Result:
+def _result(pair: Pair, target: str, plan: dict[str, Any], i: int, shape: Shape, counted: tuple | None) -> CaseResult:
     """At shape number `i`; builds are those of the first."""
     passes = []
-    result = Result(*pair, target, shape, passes)
+    result = CaseResult(*pair, target, shape, passes)
     for step in range(len(PASSES)):
         launches = plan["launches"][i][step]
         kernels = []
         for launch in launches:
             programs = launch["grid"][0] * launch["grid"][1] * launch["grid"][2]
             build = Build(**plan["builds"][launch["build"]]) if plan["builds"] and i == 0 else None
-            kernels.append(Kernel(launch["kernel"], tiles(launch), programs, build, None, {}))
+            kernels.append(KernelLaunch(launch["kernel"], tiles(launch), programs, build, None, {}))
         passes.append(Pass(kernels, {}, 0.0))
         if counted and result.device:
             small, large = (passes[step] for passes in counted)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from .result import Result
+from .result import CaseResult
 from .subjects import OURS
 
 
-def plot(sweep: dict[int, list[Result]], path: Path) -> None:
+def plot(sweep: dict[int, list[CaseResult]], path: Path) -> None:
     """`sweep`: results of one target and shape by head dim. A column of panels per case: bytes above, time below."""
     import matplotlib
 
@@ -20,9 +20,9 @@ def plot(sweep: dict[int, list[Result]], path: Path) -> None:
     for column, case in enumerate(names):
         for subject in dict.fromkeys(r.subject for r in sweep[dims[0]] if r.case == case):
             results = [next(r for r in sweep[dim] if (r.case, r.subject) == (case, subject)) for dim in dims]
-            style = {"marker": "o", "linewidth": 2.2} if subject == OURS else {"marker": "s", "linestyle": "--"}
-            axes[0, column].plot(dims, [sum(r.bytes) for r in results], label=subject, **style)
-            axes[1, column].plot(dims, [1e3 * sum(r.bound_us) / r.tokens for r in results], **style)
+            line, width = ("o-", 2.2) if subject == OURS else ("s--", 1.5)
+            axes[0, column].plot(dims, [sum(r.bytes) for r in results], line, label=subject, linewidth=width)
+            axes[1, column].plot(dims, [1e3 * sum(r.bound_us) / r.tokens for r in results], line, linewidth=width)
         axes[0, column].set_title(case.replace(", ", ",\n"), fontsize=10)
         axes[0, column].legend(fontsize=8, frameon=False)
         axes[1, column].set_xlabel("head dim K = V")

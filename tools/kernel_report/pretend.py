@@ -16,7 +16,7 @@ from .hardware import Target
 
 
 @dataclass
-class Launch:
+class PretendedLaunch:
     """One kernel launch; `build` numbers the specialisations in the order they were first needed."""
 
     kernel: str
@@ -31,7 +31,7 @@ class PretendedGPU:
     def __init__(self, target: Target, rank: Callable[[Any], Any]):
         """`rank(config)` stands for an autotuner's measurement: the lowest is chosen."""
         self.target = target
-        self.launches: list[Launch] = []
+        self.launches: list[PretendedLaunch] = []
         self.compilers: list[Callable[[], Any]] = []  # per build, () -> CompiledKernel
         self.record = True  # off: a launch does nothing at all, for timing the host
         self._cached: list[tuple[dict[str, Any], str]] = []
@@ -83,7 +83,7 @@ class _Kernel:
 
     def run(self, x: int, y: int, z: int, *args: Any) -> None:
         if self.gpu.record:
-            self.gpu.launches.append(Launch(self.name, self.constants, (x, y, z), self.build))
+            self.gpu.launches.append(PretendedLaunch(self.name, self.constants, (x, y, z), self.build))
 
 
 class _Driver:

@@ -14,7 +14,7 @@ from .cases import CASES, Case, Shape, check_covered
 from .hardware import TARGETS
 from .measure import measure
 from .plot import plot
-from .result import Result, ratios
+from .result import CaseResult, ratios
 from .subjects import OURS
 from .table import print_report
 from .worker import ask
@@ -75,7 +75,7 @@ def check_budgets(console: Console, recorded: bool) -> bool:
     return not problems
 
 
-def check_launched(results: list[Result]) -> None:
+def check_launched(results: list[CaseResult]) -> None:
     """Raises ValueError naming the registered kernels that no case launches; `results`: of all cases."""
     launched = {kernel.name for result in results for kernel in result.kernels}
     missing = {name: op for name, op in ask("registered").items() if name not in launched}
@@ -104,7 +104,7 @@ def _check_targets(targets: Sequence[str]) -> None:
 
 def _sweep(
     cases: Sequence[Case], with_peers: bool, head_dims: Sequence[int], console: Console
-) -> dict[int, list[Result]]:
+) -> dict[int, list[CaseResult]]:
     """Counts and bounds of one device at K = V = each head dim."""
     found = {}
     trained = [case for case in cases if not case.step and case.op != "gated_scan"]  # which has channels, no heads
@@ -115,7 +115,7 @@ def _sweep(
     return found
 
 
-def _all_ratios(results: list[Result]) -> list[dict[str, Any]]:
+def _all_ratios(results: list[CaseResult]) -> list[dict[str, Any]]:
     return [
         {"case": ours.case, "target": ours.target, "shape": str(ours.shape), "peer": peer.subject, **ratios(ours, peer)}
         for ours in results

@@ -1,4 +1,4 @@
-"""What the report is made of: one `Result` per case, subject, target and shape."""
+"""What the report is made of: one `CaseResult` per case, subject, target and shape."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ PASSES = ("forward", "backward")
 
 
 @dataclass
-class Kernel:
+class KernelLaunch:
     """One launch. `build` where it was compiled; `work` and `seconds`, the bounds, where the target has a device."""
 
     name: str
@@ -40,13 +40,13 @@ class Kernel:
 class Pass:
     """Forward or backward: launches in order, and the calls and bytes of PyTorch operations around them."""
 
-    kernels: list[Kernel]
+    kernels: list[KernelLaunch]
     torch_ops: dict[str, int]
     torch_bytes: float
 
 
 @dataclass
-class Result:
+class CaseResult:
     """One subject's run of a case; a decoding step has nothing in its backward pass. Pairs are forward and backward."""
 
     case: str
@@ -65,7 +65,7 @@ class Result:
         return [sum(p.torch_ops.values()) for p in self.passes]
 
     @property
-    def kernels(self) -> list[Kernel]:
+    def kernels(self) -> list[KernelLaunch]:
         return [kernel for p in self.passes for kernel in p.kernels]
 
     @property
@@ -98,7 +98,7 @@ class Result:
         return asdict(self) | {name: getattr(self, name) for name in follows}
 
 
-def ratios(ours: Result, peer: Result) -> dict[str, float]:
+def ratios(ours: CaseResult, peer: CaseResult) -> dict[str, float]:
     """Ours over the peer's, forward and backward together unless named otherwise."""
     pairs = {
         "bytes, forward": (ours.bytes[0], peer.bytes[0]),

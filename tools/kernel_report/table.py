@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from .cases import Shape
-from .result import PASSES, Kernel, Result, ratios
+from .result import PASSES, CaseResult, KernelLaunch, ratios
 from .subjects import OURS
 
 
-def print_report(results: list[Result], console: Console) -> None:
+def print_report(results: list[CaseResult], console: Console) -> None:
     bounded = [r for r in results if r.device]
     for found in _grouped(results):
         if any(kernel.build for r in found for kernel in r.kernels):
@@ -25,9 +25,9 @@ def print_report(results: list[Result], console: Console) -> None:
         console.print(comparison_table(ours, [r for r in bounded if (r.case, r.subject) == (case, subject)]))
 
 
-def _grouped(results: list[Result]) -> list[list[Result]]:
+def _grouped(results: list[CaseResult]) -> list[list[CaseResult]]:
     """The subjects of each case, target and shape."""
-    groups: dict[tuple, list[Result]] = {}
+    groups: dict[tuple, list[CaseResult]] = {}
     for case in dict.fromkeys(r.case for r in results):
         for result in results:
             if result.case == case:
@@ -35,7 +35,7 @@ def _grouped(results: list[Result]) -> list[list[Result]]:
     return list(groups.values())
 
 
-def code_table(results: list[Result]) -> Table:
+def code_table(results: list[CaseResult]) -> Table:
     """What the compiler made of each launch, for one case and target."""
     table = _table(f"{results[0].case}: code for {results[0].target}")
     for column in ("regs", "spill", "shared", "blocks", "warps", "matrix", "SASS", "s"):
@@ -48,7 +48,7 @@ def code_table(results: list[Result]) -> Table:
     return table
 
 
-def _code(kernel: Kernel) -> Iterator[str]:
+def _code(kernel: KernelLaunch) -> Iterator[str]:
     build = kernel.build
     assert build is not None
     yield str(build.registers)
@@ -61,7 +61,7 @@ def _code(kernel: Kernel) -> Iterator[str]:
     yield f"{build.seconds:.1f}"
 
 
-def work_table(results: list[Result]) -> Table:
+def work_table(results: list[CaseResult]) -> Table:
     """Programs, bytes and FLOPs of each launch, and the bound on its time with what sets it."""
     first = results[0]
     device = first.device.name if first.device else ""
@@ -81,7 +81,7 @@ def work_table(results: list[Result]) -> Table:
     return table
 
 
-def _work(kernel: Kernel, tokens: int) -> Iterator[str]:
+def _work(kernel: KernelLaunch, tokens: int) -> Iterator[str]:
     work = kernel.work
     assert work is not None
     for moved in (work.read, work.written, work.through_l2):
@@ -90,7 +90,7 @@ def _work(kernel: Kernel, tokens: int) -> Iterator[str]:
     yield f"{1e6 * kernel.bound:.1f} {kernel.limit}"
 
 
-def comparison_table(ours: list[Result], peer: list[Result]) -> Table:
+def comparison_table(ours: list[CaseResult], peer: list[CaseResult]) -> Table:
     """Ours, a peer and the ratio ours / peer, by target and shape where that matters. Both lists in one order."""
     table = _table(f"{ours[0].case}: {OURS} beside flash-linear-attention", f"per {_unit(ours[0])}")
     for column in (OURS, peer[0].subject, "ratio"):
@@ -101,7 +101,7 @@ def comparison_table(ours: list[Result], peer: list[Result]) -> Table:
     return table
 
 
-def _rows(ours: list[Result]) -> Iterator[tuple[int, str, str, Callable[[Result], str]]]:
+def _rows(ours: list[CaseResult]) -> Iterator[tuple[int, str, str, Callable[[CaseResult], str]]]:
     """Index of the result, name of the ratio, label, and the text of one result."""
     for i, result in enumerate(ours):
         if result.target != ours[-1].target:  # bytes and launches hardly differ between targets
@@ -134,7 +134,7 @@ def _sum(passes: list[Any]) -> str:
     return " + ".join(str(x) for x in passes if x not in (0, "0.0")) or "0"
 
 
-def _unit(result: Result) -> str:
+def _unit(result: CaseResult) -> str:
     return "head" if result.shape.T == 1 else "token and head"
 
 
@@ -142,6 +142,6 @@ def _short(shape: Shape) -> str:
     return f"{shape.B}x{shape.T}x{shape.H}"
 
 
-def _label(kernel: Kernel) -> str:
+def _label(kernel: KernelLaunch) -> str:
     tiles = " ".join(f"{name}{size}" for name, size in kernel.tiles.items())
     return f"  {kernel.name} {tiles}"

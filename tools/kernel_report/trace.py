@@ -23,7 +23,7 @@ SPECIAL_FUNCTIONS = ("exp", "exp2", "log", "log2", "sqrt", "sin", "cos")
 
 
 @dataclass(frozen=True)
-class Launch:
+class TracedLaunch:
     """One kernel[grid](...). `tensors` and `constexprs` go by argument name; num_warps and num_stages count as the
     latter where the launch gives them."""
 
@@ -55,7 +55,7 @@ class Dot:
 class Observer:
     """Override what is of interest. An exception ends the launch; triton wraps it into its InterpreterError."""
 
-    def launch_begins(self, launch: Launch) -> None: ...
+    def launch_begins(self, launch: TracedLaunch) -> None: ...
 
     def program_begins(self, program: tuple[int, int, int]) -> None: ...
 
@@ -99,7 +99,7 @@ def _traced_executor(base: Any, observers: tuple[Observer, ...]) -> Any:
             known = inspect.getcallargs(self.fn, **{name: named[name] for name in self.arg_names if name in named})
             options = [name for name in ("num_warps", "num_stages") if name in kwargs]
             constexprs = {name: (known | kwargs)[name] for name in [*self.constexprs, *options]}
-            launch = Launch(self.fn.__name__, dict(_tensors(known)), constexprs)
+            launch = TracedLaunch(self.fn.__name__, dict(_tensors(known)), constexprs)
             for observer in observers:
                 observer.launch_begins(launch)
             with _disable_current_modes():  # the interpreter's own handling of arguments is none of a mode's business

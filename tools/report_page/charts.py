@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ...eval.console import binary
-from ..report import smooth
+from ..records import smooth
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

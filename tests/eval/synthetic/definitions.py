@@ -4,7 +4,8 @@ import random
 
 import torch
 
-from hybridlm.eval.synthetic.task import IGNORE, Examples
+from hybridlm.eval.synthetic.task import Examples
+from hybridlm.lm.model.loss import IGNORE
 
 
 def rows(examples: Examples):

@@ -8,20 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.eval.synthetic import TASKS
-from hybridlm.eval.synthetic.mad import (
-    Compression,
-    FuzzyRecall,
-    LastVectorDecoder,
-    Memorization,
-    NoisyRecall,
-    Recall,
-    SelectiveCopy,
-    sinusoids,
-)
+from hybridlm.eval.synthetic.mad import Compression, LastVectorDecoder, Memorization, SelectiveCopy, sinusoids
+from hybridlm.eval.synthetic.mad_recall import FuzzyRecall, MadRecall, NoisyRecall
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tests.eval.synthetic.checks import check_chance, check_fresh_process, check_solved
 
-ALL = (Recall, NoisyRecall, FuzzyRecall, SelectiveCopy, Memorization, Compression)
+ALL = (MadRecall, NoisyRecall, FuzzyRecall, SelectiveCopy, Memorization, Compression)
 IGNORE = -100
 
 
@@ -37,7 +29,7 @@ def rows(task, n=40, seed=0):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(4, 40), st.integers(2, 40), st.sampled_from([0.0, 0.3, 0.9]), st.integers(0, 99))
 def test_a_key_asks_from_its_second_time_on(content, pairs, noise, seed):
-    task = Recall(vocab_size=content + 5, length=2 * pairs, noise_vocab=5, noise=noise)
+    task = MadRecall(vocab_size=content + 5, length=2 * pairs, noise_vocab=5, noise=noise)
     for tokens, labels in rows(task, 10, seed):
         known: dict[int, int] = {}
         for place in range(0, len(tokens), 2):
@@ -61,7 +53,7 @@ def test_share_of_noise():
     assert noisy.float().mean().item() == pytest.approx(expected, abs=5 * (0.16 / 32000) ** 0.5)
 
 
-@pytest.mark.parametrize("task", [Recall, NoisyRecall, FuzzyRecall])
+@pytest.mark.parametrize("task", [MadRecall, NoisyRecall, FuzzyRecall])
 def test_recall_trains_on_answers_and_as_published_on_every_next_token(task):
     ours, theirs = task().sample(20, 5), task(mad_compatible=True).sample(20, 5)
     assert torch.equal(ours.inputs, theirs.inputs)
@@ -210,7 +202,7 @@ def test_the_same_bytes_in_a_fresh_process():
 
 
 @pytest.mark.parametrize(
-    "task", [Recall(), NoisyRecall(), FuzzyRecall(), SelectiveCopy(), Memorization(), Compression()]
+    "task", [MadRecall(), NoisyRecall(), FuzzyRecall(), SelectiveCopy(), Memorization(), Compression()]
 )
 def test_chance(task):
     check_chance(task, 1000)
@@ -231,10 +223,10 @@ def test_anchors_are_the_published_table():
 @pytest.mark.parametrize(
     ("task", "options", "says"),
     [
-        (Recall, {"length": 7}, "length: 7 is odd"),
-        (Recall, {"noise": 0.2}, "noise_vocab: 0, but noise=0.2 needs tokens"),
-        (Recall, {"vocab_size": 18, "noise_vocab": 16}, "leaves 2; two keys and two values need 4"),
-        (Recall, {"noise": 1.0, "noise_vocab": 4}, "noise"),
+        (MadRecall, {"length": 7}, "length: 7 is odd"),
+        (MadRecall, {"noise": 0.2}, "noise_vocab: 0, but noise=0.2 needs tokens"),
+        (MadRecall, {"vocab_size": 18, "noise_vocab": 16}, "leaves 2; two keys and two values need 4"),
+        (MadRecall, {"noise": 1.0, "noise_vocab": 4}, "noise"),
         (FuzzyRecall, {"motif": 9}, "motif: 9 must lie between"),
         (FuzzyRecall, {"min_key": 4}, "motif: 3 must lie between min_key=4"),
         (FuzzyRecall, {"length": 11}, "holds no two pairs of motifs; use 12"),

@@ -7,11 +7,18 @@ import pytest
 import torch
 
 from hybridlm.eval.synthetic import random_features as rf
-from hybridlm.eval.synthetic.random_features import Inputs, attention_features, draw, random_matrices, ridge
+from hybridlm.eval.synthetic.random_features import (
+    Sizes,
+    SphereInputs,
+    attention_features,
+    draw,
+    random_matrices,
+    ridge,
+)
 from hybridlm.lm.parts.errors import ConfigError
 
 
-def small(n: int = 30, seed: int = 0) -> Inputs:
+def small(n: int = 30, seed: int = 0) -> SphereInputs:
     return draw(n, 4, 5, seed, "train")
 
 
@@ -110,34 +117,36 @@ def test_probe_reproduces_the_anchors():
 
 
 def test_probe_is_deterministic_and_never_sees_the_test_set():
-    sizes = {"heads": 4, "dim": 3, "n_keys": 4, "n_train": 60}
-    first, second = rf.probe(1, **sizes, n_test=50), rf.probe(1, **sizes, n_test=20)
-    assert first == rf.probe(1, **sizes, n_test=50) and len(first) == 10
+    sizes = Sizes(heads=4, dim=3, n_keys=4, n_train=60, n_test=50)
+    first, second = rf.probe(1, sizes), rf.probe(1, sizes._replace(n_test=20))
+    assert first == rf.probe(1, sizes) and len(first) == 10
     assert [fit.penalty for fit in first] == [fit.penalty for fit in second]
 
 
 def test_anchors_and_bad_sizes():
     assert {a.who: a.value for a in rf.anchors("selected sum")}["biased relu"] == 0.081
     with pytest.raises(ValueError, match="n_train=5 at least 10"):
-        rf.probe(n_train=5)
+        rf.probe(sizes=Sizes(n_train=5))
     with pytest.raises(ValueError, match="heads=0"):
-        rf.probe(heads=0)
+        rf.probe(sizes=Sizes(heads=0))
 
 
 def test_measured_is_the_mean_over_seeds_beside_the_anchors():
-    small = {"heads": 6, "dim": 4, "n_keys": 5, "n_train": 60, "n_test": 40}
-    measured = rf.measure(seed=3, seeds=2, **small)
-    assert measured.fits == [rf.probe(seed, **small) for seed in (3, 4)] and measured.sizes == small
+    small = Sizes(heads=6, dim=4, n_keys=5, n_train=60, n_test=40)
+    measured = rf.measure(seed=3, seeds=2, sizes=small)
+    assert measured.fits == [rf.probe(seed, small) for seed in (3, 4)]
     table = measured.table()
+    told = "test error / variance of the target, 2 seeds, heads=6, dim=4, n_keys=5, n_train=60, n_test=40"
+    assert table.title == told
     assert [column.header for column in table.columns] == ["features", "second moment", "selected sum"]
     first = [fits[0].error for fits in measured.fits]
     deviation = abs(first[0] - first[1]) / 2**0.5
     assert next(iter(table.columns[1].cells)) == f"{sum(first) / 2:.3f} ± {deviation:.3f}"
-    at_defaults = rf.Measured(measured.fits, {}).table()
+    at_defaults = rf.Measured(measured.fits, Sizes()).table()
     assert [column.header for column in at_defaults.columns].count("anchor") == 2
     assert list(at_defaults.columns[2].cells) == ["0.134", "0.163", "0.14", "", "1.21"]
 
 
 def test_sizes_out_of_range_are_an_error():
     with pytest.raises(ConfigError, match="n_train=3 at least 10"):
-        rf.measure(n_train=3)
+        rf.measure(sizes=Sizes(n_train=3))

@@ -1,15 +1,14 @@
 import io
 import json
-import os
 
 import pytest
 import yaml
 from rich.console import Console
 
+from hybridlm.eval.jobs import Outcome
 from hybridlm.eval.synthetic import sweep as sweeping
 from hybridlm.eval.synthetic.plots import full_share, plot_ratio, plot_tradeoff
 from hybridlm.eval.synthetic.sweep import (
-    append,
     best,
     by_slice,
     header,
@@ -19,9 +18,8 @@ from hybridlm.eval.synthetic.sweep import (
     summary,
     sweep,
 )
-from hybridlm.eval.synthetic.workers import Outcome, run_parallel
+from hybridlm.lm.data.files import append_records
 from hybridlm.lm.parts.errors import ConfigError, DataError, UserError
-from hybridlm.tests.eval.synthetic.replies import reply
 from hybridlm.tests.eval.synthetic.toy import recipe
 from hybridlm.tools.synthetic import reuse_rows, run_synthetic
 
@@ -41,14 +39,14 @@ def console():
 def in_process(monkeypatch):
     """Runs in this process, one after the other: a process of its own takes seconds to start."""
 
-    def run(function, calls, jobs):
-        for call in calls:
+    def run(function, jobs, _at_once):
+        for job in jobs:
             try:
-                yield Outcome(call, function(call))
+                yield Outcome(job, 0.0, function(job))
             except Exception as error:
-                yield Outcome(call, error=f"{type(error).__name__}: {error}")
+                yield Outcome(job, 0.0, error=f"{type(error).__name__}: {error}")
 
-    monkeypatch.setattr(sweeping, "run_parallel", run)
+    monkeypatch.setattr(sweeping, "run_calls", run)
 
 
 @pytest.fixture
@@ -97,9 +95,10 @@ def test_a_sweep_that_was_cut_off_runs_only_what_is_missing(path, tmp_path, cons
     first = results.read_bytes().splitlines(keepends=True)
     results.write_bytes(b"".join(first[:5]) + first[5][:40])  # the power went while the sixth line was written
     sweep(path, [], 1, None, tmp_path / "out", console)
-    again = [json.loads(x) for x in results.read_bytes().splitlines()]
+    again = results.read_bytes().splitlines(keepends=True)
+    assert again[:5] == first[:5] and again[5] == first[5][:40] + b"\n" and len(again) == 9
     drop = lambda x: {key: value for key, value in x.items() if key != "seconds"}  # noqa: E731
-    assert [drop(x) for x in again] == [drop(json.loads(x)) for x in first]
+    assert [drop(x) for x in read_results(results)] == [drop(json.loads(x)) for x in first]
 
 
 def test_only_takes_part_of_the_grid(path, tmp_path, console, in_process):
@@ -127,7 +126,7 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(tmp_path, console
 def test_the_report_has_command_tables_and_plots(path, tmp_path, console, in_process):
     out = run_synthetic(path, ["grid.seeds=[0, 1]"], 1, None, tmp_path / "out", console)
     text = (out / "results.md").read_text()
-    assert text.startswith(f"`hybridlm mqar {path} 'grid.seeds=[0, 1]' --out {out}`, 8 runs, on ")
+    assert text.startswith(f"`hybridlm synthetic {path} 'grid.seeds=[0, 1]' --out {out}`, 8 runs, on ")
     assert "| conv-d16 |" in text
     assert "toy_successor L15" in text
     assert {x.suffix for x in out.glob("tradeoff.*")} == {".png", ".svg"}
@@ -190,26 +189,15 @@ def test_plots_draw_one_curve_per_mixer(tmp_path):
 
 
 def test_a_file_that_holds_no_results_is_named(tmp_path):
-    (tmp_path / "results.jsonl").write_text("not json\n")
-    with pytest.raises(DataError, match=r"results.jsonl: not a results file"):
+    (tmp_path / "results.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    with pytest.raises(DataError, match=r"results.jsonl: not a results file, a line has no 'variant'; move it away"):
         read_results(tmp_path / "results.jsonl")
 
 
-def test_appending_is_one_line_and_a_run_done_twice_counts_once(tmp_path):
+def test_a_run_done_twice_counts_once(tmp_path):
     lines = [line(seed=seed) for seed in (0, 1, 0)]
-    for x in lines:
-        append(tmp_path / "r.jsonl", x)
-    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 3
+    append_records(tmp_path / "r.jsonl", lines)
     assert read_results(tmp_path / "r.jsonl") == lines[:2]
-
-
-def test_a_process_that_dies_costs_one_call():
-    outcomes = {o.call: o for o in run_parallel(reply, ["a", "die", "fail", "b", "c"], 2)}
-    assert outcomes["die"].error == "its process died with exit code 9; out of memory?"
-    assert outcomes["fail"].error == "ValueError: of no use"
-    for call in "abc":
-        assert outcomes[call].value[::2] == (call, "1")
-        assert outcomes[call].value[1] != os.getpid()
 
 
 def test_the_table_of_reuse_has_the_variants_that_were_tested_on_both_tasks():

@@ -5,7 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from hybridlm.eval.synthetic import TASKS, parse
-from hybridlm.eval.synthetic.task import IGNORE, Examples, Task, segment_seeds
+from hybridlm.eval.synthetic.task import Examples, Task, segment_seeds
+from hybridlm.lm.model.loss import IGNORE
 
 
 class Plain(Task):

@@ -6,12 +6,12 @@ import torch
 
 from hybridlm.eval.synthetic.recipe import SyntheticRecipe, TrainerConfig
 from hybridlm.eval.synthetic.train import (
-    Part,
+    SliceData,
     TrainingError,
     batches,
     build,
     evaluate,
-    load_parts,
+    load_slices,
     optimizer,
     rate,
     train,
@@ -145,7 +145,7 @@ def test_same_recipe_same_bits_and_another_seed_other_weights():
 
 def test_examples_depend_on_the_data_seed_and_are_held_in_two_bytes():
     first, same, other = (
-        load_parts(SyntheticRecipe.parse(recipe(seed=seed, data_seed=data)), "train")
+        load_slices(SyntheticRecipe.parse(recipe(seed=seed, data_seed=data)), "train")
         for seed, data in ((0, 0), (1, 0), (0, 1))
     )
     assert first[0].inputs.dtype == torch.int16
@@ -166,7 +166,7 @@ def test_metrics_are_means_over_examples_with_their_standard_error():
 
     task = Successor(length=12)
     examples = task.sample(8, seed=0)
-    part = Part(task, examples.inputs, torch.where(examples.labels == 0, -100, examples.labels))
+    part = SliceData(task, examples.inputs, torch.where(examples.labels == 0, -100, examples.labels))
     part.labels[:, 11] = (part.inputs[:, 11] + 1) % 12
     [found] = evaluate(Fixed(), [part], 4)
     where = part.labels != -100

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from hybridlm.eval.synthetic import TASKS
-from hybridlm.eval.synthetic.task import IGNORE, Examples, Task
+from hybridlm.eval.synthetic.task import Examples, Task
+from hybridlm.lm.model.loss import IGNORE
 
 OPTIM = {"epochs": 4, "batch": 16, "lr": 0.03, "eval_every": 4, "probe": 8}
 MODEL = {"d_model": 16, "n_layers": 1, "pattern": ["gated_conv"], "ffn": None}
