@@ -105,7 +105,7 @@ def same_logits(model: Any, old: dict[str, list[float]]) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> HybridLM:
-    return Run(OLD / "hybrid").load_model("cpu")
+    return HybridLM.from_run(OLD / "hybrid")
 
 
 def test_an_old_run_opens_with_its_recipe_and_records():
