@@ -10,10 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file
-
-from .data.files import write_atomically
+from .data.files import read_records, write_atomically
 from .parts.errors import ConfigError
 from .recipe.recipe import Recipe
 
@@ -54,10 +51,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged records in order of step; of a step that was logged again after a resume, the last one."""
-        if not self.metrics_file.is_file():
-            return []
-        records = [json.loads(line) for line in self.metrics_file.read_text().splitlines() if line.endswith("}")]
-        newest = {(record["kind"], record["step"]): record for record in records}
+        newest = {(record["kind"], record["step"]): record for record in read_records(self.metrics_file)}
         return sorted(newest.values(), key=lambda record: record["step"])
 
     def tokenizer(self) -> "Tokenizer":
@@ -76,6 +70,8 @@ class Run:
 
     def weights(self) -> "dict[str, Tensor]":
         """The newest checkpoint's tensors on the CPU, under the model's own names, a tied one once."""
+        from safetensors.torch import load_file  # not at the top: a run is opened without torch
+
         return load_file(self.newest_checkpoint() / "model.safetensors")
 
 
@@ -93,6 +89,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def open_tensors(path: Path) -> Any:
     """One of a checkpoint's files of tensors, to read them one by one; a context manager."""
+    from safetensors import safe_open
+
     return safe_open(path, framework="pt")
 
 

@@ -1,5 +1,6 @@
 """The command line: what a user sees when all is well, and one line and a non-zero exit code when it is not."""
 
+import json
 import os
 import subprocess
 import sys
@@ -158,3 +159,47 @@ def test_recipes_lists_what_comes_with_the_package():
     result = runner.invoke(cli.app, ["recipes"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert "demo" in result.output and "3 x gated_deltanet, attention" in result.output
+
+
+WRONG = {
+    "train demo modle.d_model=64": "unknown key 'modle' in the recipe; did you mean 'model'?",
+    "train demo --dry-run model.pattern=[atention]": "unknown mixer 'atention'; did you mean 'attention'?",
+    "train demo optim.lr=fast": "optim.lr: Input should be a valid number",
+    "prepare demoo": "did you mean 'demo'?",
+    "eval nowhere": "run 'nowhere': no recipe.yaml there",
+    "generate nowhere --prompt x": "run 'nowhere': no recipe.yaml there",
+    "export nowhere there": "run 'nowhere': no recipe.yaml there",
+    "recipes demoo": "did you mean 'demo'?",
+    "synthetic mqar/t1-smokey": "did you mean 'mqar/t1-smoke'?",
+    "bench study study/mini model.d_model": "expected KEY=VALUE",
+}
+
+
+def test_errors_about_arguments_come_before_torch_is_imported(tmp_path):
+    """All of them in one process: torch takes seconds to import."""
+    code = (
+        "import json, sys; from hybridlm.tools import cli\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['hybridlm', *line.split()]\n"
+        "    try: cli.main()\n"
+        "    except SystemExit as end: assert end.code == 1, (line, end.code)\n"
+        "    else: raise AssertionError(line)\n"
+        "    assert 'torch' not in sys.modules, line\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(list(WRONG))]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 0, run.stderr
+    lines = run.stderr.splitlines()
+    for message in WRONG.values():
+        assert any(message in line for line in lines), (message, lines)
+
+
+def test_every_recipe_is_validated_without_torch_within_a_second():
+    code = (
+        "import sys, time; from hybridlm.lm import Recipe\n"
+        "for name in ('demo', 'study/340m', 'qwen3-5', 'olmo-hybrid', 'sotu-hour'): Recipe.load(name)\n"
+        "print('torch' in sys.modules, time.process_time())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    torch_is_there, seconds = run.stdout.split()
+    assert torch_is_there == "False" and float(seconds) < 1

@@ -46,10 +46,12 @@ def fetch(
 @app.command()
 def prepare(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Train the tokenizer and pack the corpus of a recipe; does nothing when that is done."""
-    from ..lm.data.prepare import prepare as run_prepare
     from ..lm.recipe.recipe import Recipe
 
-    _console().print(f"prepared: {run_prepare(Recipe.load(recipe, overrides or ())).folder}", highlight=False)
+    loaded = Recipe.load(recipe, overrides or ())
+    from ..lm.data.prepare import prepare as run_prepare
+
+    _console().print(f"prepared: {run_prepare(loaded).folder}", highlight=False)
 
 
 @app.command()
@@ -109,6 +111,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a run on a suite or tasks; the tables and RUN/eval/CHECKPOINT/*.json carry standard errors."""
+    budget = _budget(batch_tokens)
+    _open(run)
     from .score import run_suite
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
@@ -119,7 +123,7 @@ def evaluate(
         suite,
         names,
         limit=limit,
-        batch_tokens=_budget(batch_tokens),
+        batch_tokens=budget,
         max_length=max_length,
         num_fewshot=num_fewshot,
         fewshot_seed=fewshot_seed,
@@ -139,6 +143,7 @@ def synthetic(
     out: Annotated[Path | None, typer.Option(help="folder of results and plots; default: runs/{name}")] = None,
 ) -> None:
     """Train small models on synthetic tasks, such as MQAR, over a grid; goes on where it stopped."""
+    _find(recipe, overrides)
     from .synthetic import run_synthetic
 
     run_synthetic(recipe, overrides or [], jobs, only, out, _console())
@@ -165,6 +170,7 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as trained")] = None,
 ) -> None:
     """Write a run as a folder that transformers loads: Llama family, OLMo Hybrid, Qwen3.5, or our own model type."""
+    _open(run)
     from .export import export_run
 
     export_run(run, dst, format, dtype, _console())
@@ -180,6 +186,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Continue a prompt, printing the text as it is drawn."""
+    _open(run)
     from .sample import stream
 
     stream(run, prompt, max_new_tokens, temperature, top_p, seed, lambda text: print(text, end="", flush=True))
@@ -206,6 +213,8 @@ def recipes(
     markdown: Annotated[bool, typer.Option("--markdown", help="the variants as a Markdown table")] = False,
 ) -> None:
     """List the recipes that come with the package, or one recipe's variants by size, state and FLOPs."""
+    if name:
+        _find(name, [])
     from .recipes import list_recipes, show_recipe
 
     if name:
@@ -283,6 +292,7 @@ def bench_eval(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the numbers here")] = None,
 ) -> None:
     """Scoring with and without shared prefixes and by lm-eval's hf backend, in turn, with equal scores."""
+    _open(run)
     from .bench_eval import bench_eval as measure
 
     result = measure(run, tasks.split(","), limit, num_fewshot, threads, peer, _console())
@@ -327,6 +337,7 @@ def bench_study(
     out: Annotated[Path | None, typer.Option(help="folder of the runs and tables; default: runs/{name}")] = None,
 ) -> None:
     """Train every variant of a grid recipe and table scores, speed, parameters and state; goes on where it stopped."""
+    _find(recipe, overrides)
     from .study import study
 
     study(recipe, overrides or [], jobs, only, out, _console())
@@ -365,6 +376,20 @@ def _budget(text: str | None) -> int | Literal["auto"] | None:
     if not (text.isdecimal() and int(text)):
         raise typer.BadParameter(f"{text!r} is neither auto nor a whole number above 0", param_hint="--batch-tokens")
     return int(text)
+
+
+def _open(run: Path) -> None:
+    """Raises ConfigError where there is no run, before anything heavy is imported."""
+    from ..lm.run import Run
+
+    Run(run)
+
+
+def _find(recipe: str, overrides: list[str] | None) -> None:
+    """Raises ConfigError where there is no recipe or an override is none, before anything heavy is imported."""
+    from ..lm.recipe.files import load_tree
+
+    load_tree(recipe, overrides or ())
 
 
 def _console():
