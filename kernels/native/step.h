@@ -1,13 +1,13 @@
 // One token for each of N sequences, for decoding: the recurrences themselves, on the caller's state. They are bound by
 // the memory of the state, which the gated delta rule passes over twice and gated linear attention once.
 
-#include <memory>
+#pragma once
+
 #include <vector>
 
 #include "call.h"
 
 namespace hybridlm {
-namespace {
 
 // The vectors of one (sequence, value head), widened.
 template <class T>
@@ -40,59 +40,11 @@ void update_row(T decay, T k, T q, const T* __restrict v, T* __restrict row, T* 
 
 // run(token, sequence, head) for every value head; each thread has its token.
 template <class T, class Run>
-void for_each_head(const Call& call, Run run) {
+void for_each_token(const Call& call, Run run) {
     int64_t heads = call.layout.value_heads();
     parallel(
         call.threads, call.layout.n_sequences * heads, [&] { return std::make_unique<Token<T>>(call.layout); },
         [&](Token<T>& token, int64_t i) { run(token, i / heads, i % heads); });
 }
 
-}  // namespace
 }  // namespace hybridlm
-
-using namespace hybridlm;
-
-extern "C" void hybridlm_gated_delta_step(const Call* call) {
-    by_dtype(call->dtype, [&](auto t, auto in) {
-        using T = decltype(t);
-        using In = decltype(in);
-        const Layout& x = call->layout;
-        Pointers tensors(*call);
-        const In *q = tensors, *k = tensors, *v = tensors;  // [N, H, K], [N, H, K], [N, HV, V]
-        const T *decay = tensors, *beta = tensors;          // [N, HV]
-        T* states = tensors;                                // [N, HV, K, V]
-        In* o = tensors;                                    // [N, HV, V]
-        for_each_head<T>(*call, [&](Token<T>& token, int64_t n, int64_t head) {
-            int64_t at = n * x.value_heads() + head;
-            T* state = states + at * x.K * x.V;
-            token.load(x, n, head, T(call->scale), q, k, v);
-            for (int64_t m = 0; m < x.K; m++) add_row(-decay[at] * token.k[m], state + m * x.V, token.v.data(), x.V);
-            for (T& error : token.v) error *= beta[at];
-            for (int64_t m = 0; m < x.K; m++)
-                update_row(decay[at], token.k[m], token.q[m], token.v.data(), state + m * x.V, token.o.data(), x.V);
-            for (int64_t m = 0; m < x.V; m++) narrow(token.o[m], o[at * x.V + m]);
-        });
-    });
-}
-
-extern "C" void hybridlm_gla_step(const Call* call) {
-    by_dtype(call->dtype, [&](auto t, auto in) {
-        using T = decltype(t);
-        using In = decltype(in);
-        const Layout& x = call->layout;
-        Pointers tensors(*call);
-        const In *q = tensors, *k = tensors, *v = tensors;  // [N, H, K], [N, H, K], [N, H, V]
-        const T* decay = tensors;                           // [N, H, K]
-        T* states = tensors;                                // [N, H, K, V]
-        In* o = tensors;                                    // [N, H, V]
-        for_each_head<T>(*call, [&](Token<T>& token, int64_t n, int64_t head) {
-            int64_t at = n * x.heads + head;
-            token.load(x, n, head, T(call->scale), q, k, v);
-            for (int64_t m = 0; m < x.K; m++) {
-                T* row = states + (at * x.K + m) * x.V;
-                update_row(decay[at * x.K + m], token.k[m], token.q[m], token.v.data(), row, token.o.data(), x.V);
-            }
-            for (int64_t m = 0; m < x.V; m++) narrow(token.o[m], o[at * x.V + m]);
-        });
-    });
-}

@@ -253,13 +253,17 @@ def blocks(K: int, V: int, heads: int, dtype: torch.dtype, n_processors: int) ->
     return {"BK": BK, "BV": BV, "num_warps": 4, "num_stages": 2 if dtype.itemsize == 2 else 1}
 
 
-def _launch(run, q: Tensor | None, k: Tensor, v: Tensor, arguments: tuple, tables: Tables, scale: float) -> None:
-    H, K = k.shape[2:]
-    HV, V = v.shape[2:]
+def _launch(run, key: Tensor, value: Tensor, tables: Tables, **arguments: Tensor | float | None) -> None:
+    """`key` and `value` are what the sizes are read from."""
+    H, K = key.shape[2:]
+    HV, V = value.shape[2:]
     heads = tables.n_sequences * HV
-    options = blocks(K, V, heads, v.dtype, multiprocessors(v.device))
+    options = blocks(K, V, heads, value.dtype, multiprocessors(value.device))
     grid = (heads * triton.cdiv(V, options["BV"]),)
-    run[grid](q, k, v, *arguments, tables.sequence, scale, H, HV, K, V, tables.size, PREC=precision(v.dtype), **options)
+    run[grid](
+        **arguments, sequence=tables.sequence, H=H, HV=HV, K=K, V=V, C=tables.size, PREC=precision(value.dtype),
+        **options,
+    )  # fmt: skip
 
 
 def scan_forward(
@@ -285,8 +289,11 @@ def scan_forward(
     o = torch.empty_like(v)
     h = v.new_empty(tables.n_chunks, HV, K, V) if keep_states else None
     final_state = v.new_empty(tables.n_sequences, HV, K, V, dtype=torch.float32)
-    arguments = (g, beta, inverse, scores, decay, initial_state, o, h, e, final_state)
-    _launch(chunk_scan_forward, q, k, v, arguments, tables, scale)
+    _launch(
+        chunk_scan_forward, k, v, tables,
+        q=q, k=k, v=v, g=g, beta=beta, inverse=inverse, scores=scores, decay=decay, initial_state=initial_state,
+        o=o, h=h, e=e, final_state=final_state, scale=scale,
+    )  # fmt: skip
     return o, final_state, h
 
 
@@ -304,8 +311,11 @@ def scan_states(
 ) -> Tensor:
     """The states before each chunk (and E) alone, as in `scan_forward`: backward calls it if they were not kept."""
     h = v.new_empty(tables.n_chunks, v.shape[2], k.shape[3], v.shape[3])
-    arguments = (g, beta, inverse, None, decay, initial_state, None, h, e, None)
-    _launch(chunk_scan_forward, None, k, v, arguments, tables, 1.0)
+    _launch(
+        chunk_scan_forward, k, v, tables,
+        q=None, k=k, v=v, g=g, beta=beta, inverse=inverse, scores=None, decay=decay, initial_state=initial_state,
+        o=None, h=h, e=e, final_state=None, scale=1.0,
+    )  # fmt: skip
     return h
 
 
@@ -331,6 +341,9 @@ def scan_backward(
     dv = torch.empty_like(do)
     dh = do.new_empty(tables.n_chunks, HV, K, V)
     dinitial = do.new_empty(tables.n_sequences, HV, K, V, dtype=torch.float32) if initial else None
-    arguments = (g, beta, inverse, scores, decay, dfinal, dv, dh, dinitial)
-    _launch(chunk_scan_backward, q, k, do, arguments, tables, scale)
+    _launch(
+        chunk_scan_backward, k, do, tables,
+        q=q, k=k, do=do, g=g, beta=beta, inverse=inverse, scores=scores, decay=decay, dfinal=dfinal,
+        dv=dv, dh=dh, dinitial=dinitial, scale=scale,
+    )  # fmt: skip
     return dv, dh, dinitial
