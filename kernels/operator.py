@@ -47,14 +47,14 @@ class Function(Generic[P, R]):
         functools.update_wrapper(self, function)
         self._function = function
         self.name = function.__name__
-        self.backends = declared(function.__globals__["__package__"], backends)
+        self.backends = declared(function.__globals__["__package__"], backends)  # the folder's modules
         OPERATORS[self.name] = self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._function(*args, **kwargs)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__.lower()} {self.name}: {', '.join(self.backends)}>"
+    def __reduce__(self) -> str:
+        return self.name  # copied and pickled by name, as a function is
 
     def choose(self, backend: str, device: torch.device) -> Run:
         """The implementation that `backend` means. Raises ValueError or BackendUnavailable."""

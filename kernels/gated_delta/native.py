@@ -13,9 +13,9 @@ from .arguments import DeltaArguments, DeltaStepArguments
 from .chunked import gated_delta_rule_flops
 
 _PROBLEM = ("q", "k", "v", "decay", "beta", "initial_state", "corrections", "states")
-_GRADIENTS = ("dq", "dk", "dv", "dg", "dbeta", "dinitial_state")
+_GRADIENTS = ("dout", "dfinal_state", "dq", "dk", "dv", "dg", "dbeta", "dinitial_state")
 FORWARD = NativeKernel("hybridlm_gated_delta_forward", *_PROBLEM, "o", "final_state")
-BACKWARD = NativeKernel("hybridlm_gated_delta_backward", *_PROBLEM, "dout", "dfinal_state", *_GRADIENTS)
+BACKWARD = NativeKernel("hybridlm_gated_delta_backward", *_PROBLEM, *_GRADIENTS)
 STEP = NativeKernel("hybridlm_gated_delta_step", "q", "k", "v", "decay", "beta", "state", "o")
 
 OPS.define(
@@ -43,7 +43,7 @@ def run(x: DeltaArguments) -> tuple[Tensor, Tensor]:
 
 
 def step(x: DeltaStepArguments) -> Tensor:
-    """As the reference's, in one pass over two reads of the state."""
+    """As the reference's."""
     dtype, exact = x.v.dtype, x.state.dtype
     q, k, v = (a.to(kernel_dtype(dtype)).contiguous() for a in (x.q, x.k, x.v))
     o = torch.empty_like(v)

@@ -14,12 +14,9 @@ from .chunked import gated_linear_attention_flops
 
 GATES = ("vector", "head")  # a decay per key channel; one per head
 _PROBLEM = ("q", "k", "v", "decay", "initial_state", "states")
-_GRADIENTS = ("dq", "dk", "dv", "dg", "dinitial_state")
+_GRADIENTS = ("dout", "dfinal_state", "dq", "dk", "dv", "dg", "dinitial_state")
 FORWARD = {gate: NativeKernel(f"hybridlm_gla_{gate}_forward", *_PROBLEM, "o", "final_state") for gate in GATES}
-BACKWARD = {
-    gate: NativeKernel(f"hybridlm_gla_{gate}_backward", *_PROBLEM, "dout", "dfinal_state", *_GRADIENTS)
-    for gate in GATES
-}
+BACKWARD = {gate: NativeKernel(f"hybridlm_gla_{gate}_backward", *_PROBLEM, *_GRADIENTS) for gate in GATES}
 STEP = NativeKernel("hybridlm_gla_step", "q", "k", "v", "decay", "state", "o")
 
 OPS.define(
@@ -47,7 +44,7 @@ def run(x: LinearArguments) -> tuple[Tensor, Tensor]:
 
 
 def step(x: LinearStepArguments) -> Tensor:
-    """As the reference's, in one pass over the state."""
+    """As the reference's."""
     dtype = x.v.dtype
     q, k, v = (a.to(kernel_dtype(dtype)).contiguous() for a in (x.q, x.k, x.v))
     decay = decays(x.g, k, x.state.dtype)

@@ -6,7 +6,6 @@ the forward launches, without outputs.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -107,15 +106,14 @@ def _gradients(
     half = q.dtype != torch.float32
     BK = _channels(K, half)
     if g is None or g.ndim == 3:
-        BV = min(padded(V), 64 if half else 32)
-        launch = partial(gradients_scalar[(layout.n_chunks * H,)], BV=BV, num_stages=2 if half else 1)
+        kernel, grid = gradients_scalar, (layout.n_chunks * H,)
+        options = {"BV": min(padded(V), 64 if half else 32), "num_stages": 2 if half else 1}
     else:
-        grid = (layout.n_chunks * H * triton.cdiv(K, BK),)
-        stages = 2 if half and V > 64 else 1
-        launch = partial(gradients_vector[grid], BV=min(padded(V), 32), num_stages=stages, LEVELS=C.bit_length() - 1)
-    launch(
+        kernel, grid = gradients_vector, (layout.n_chunks * H * triton.cdiv(K, BK),)
+        options = {"BV": min(padded(V), 32), "num_stages": 2 if half and V > 64 else 1, "LEVELS": C.bit_length() - 1}
+    kernel[grid](
         q=q, k=k, v=v, g=g, do=do, h=h, dh=dh, dq=dq, dk=dk, dg=dg, chunks=layout.chunk, scale=scale,
-        H=H, K=K, V=V, C=C, BK=BK, PREC=precision(q.dtype), num_warps=4 if half else 8,
+        H=H, K=K, V=V, C=C, BK=BK, PREC=precision(q.dtype), num_warps=4 if half else 8, **options,
     )  # fmt: skip
     return dq, dk, dg
 

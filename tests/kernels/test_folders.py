@@ -1,6 +1,8 @@
 """A complete folder: the recurrence, its parallel form, C++, Triton and a step, each in its place and registered."""
 
+import copy
 import inspect
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -80,3 +82,8 @@ def test_an_operator_is_its_public_function_with_its_step_and_flops(op):
     assert getattr(kernels, f"{op.name}_flops") is op.flops
     assert "backend" in inspect.signature(op).parameters and "backend" in inspect.signature(op.step).parameters
     assert "Returns" in op.__doc__ and f"One token of `{op.name}`" in op.step.__doc__
+
+
+@pytest.mark.parametrize("op", operators_of(Function), ids=lambda op: op.name)
+def test_an_operator_is_copied_and_pickled_by_name_as_a_function_is(op):
+    assert copy.deepcopy(op) is op and pickle.loads(pickle.dumps(op)) is op
