@@ -1,13 +1,15 @@
-"""Operators: each a readable reference, a chunk-parallel PyTorch form and, where written, kernels; see `backend`."""
+"""Operators: each a readable reference, a chunk-parallel PyTorch form and, where written, kernels; see `operator`."""
 
-from .backend import BackendUnavailable, available_backends, operators
+from .backend import BackendUnavailable
 from .gated_delta import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
 from .gated_linear_attention import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
-from .gated_scan import gated_scan, gated_scan_step
+from .gated_scan import gated_scan, gated_scan_flops, gated_scan_step
+from .operator import Recurrence, available_backends, operators
 from .short_conv import short_conv, short_conv_step
 
 __all__ = [
     "BackendUnavailable",
+    "Recurrence",
     "available_backends",
     "gated_delta_rule",
     "gated_delta_rule_flops",
@@ -16,6 +18,7 @@ __all__ = [
     "gated_linear_attention_flops",
     "gated_linear_attention_step",
     "gated_scan",
+    "gated_scan_flops",
     "gated_scan_step",
     "operators",
     "short_conv",

@@ -39,7 +39,3 @@ def native_unavailable(device: torch.device) -> str | None:
     if build.compiler() is None:
         return build.no_compiler()
     return "its C++ kernels are not built for this machine; run: hybridlm doctor --build"
-
-
-NATIVE = {"unavailable": native_unavailable, "auto_on": ("cpu",), "optional": True}  # how such backends are registered
-TRITON = {"unavailable": triton_unavailable, "auto_on": ("cuda",)}

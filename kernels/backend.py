@@ -1,104 +1,93 @@
 """Which implementation of an operator runs.
 
-An operator registers its backends here; `hybridlm doctor` lists them. `backend="auto"` is the fastest one registered
-for the tensors' device; only backends registered as optional (built on demand) are passed over where they are missing.
+`backend="auto"` is the fastest one for the tensors' device; it passes over only what is built on demand and missing.
 Neither "auto" nor an explicit name ever falls back otherwise: an unusable choice raises with its reason.
 """
 
-import importlib
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
-NAMES = ("reference", "chunked", "native", "triton", "fla")
+from .availability import fla_unavailable, native_unavailable, triton_unavailable
 
-Predicate = Callable[[torch.device], str | None]
+Run = Callable[[Any], Any]
+"""What a backend is: it takes the operator's checked arguments and returns the operator's results."""
 
 
 class BackendUnavailable(RuntimeError):
     """The requested backend cannot run here; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Backend:
-    """`run`: the implementation, or "module:name" below `kernels`, imported at the first call. `unavailable(device)` is
-    None where the backend runs, else the reason and the fix. `auto_on`: device types on which "auto" takes this backend
-    rather than one registered earlier; None means every device, () none. `optional`: "auto" does without if it must."""
-
-    run: Callable[..., Any] | str
-    unavailable: Predicate
-    auto_on: tuple[str, ...] | None
-    optional: bool
-
-    def load(self) -> Callable[..., Any]:
-        if not isinstance(self.run, str):
-            return self.run
-        module, _, name = self.run.partition(":")
-        return getattr(importlib.import_module(f".{module}", __package__), name)
-
-
-_registry: dict[str, dict[str, Backend]] = {}
-
-
 def _anywhere(device: torch.device) -> None:
     return None
 
 
-def register(
-    op: str,
-    name: str,
-    run: Callable[..., Any] | str,
-    *,
-    unavailable: Predicate = _anywhere,
-    auto_on: tuple[str, ...] | None = (),
-    optional: bool = False,
-) -> None:
-    """Add a backend to an operator, slower ones first."""
-    if name not in NAMES:
-        raise ValueError(f"backend name is {name!r}; allowed: {', '.join(NAMES)}")
-    _registry.setdefault(op, {})[name] = Backend(run, unavailable, auto_on, optional)
+@dataclass(frozen=True)
+class Policy:
+    """Where a backend runs. `unavailable(device)` is None where it does, else the reason and the fix. `auto_on`: device
+    types on which "auto" takes it, None means every device. `optional`: built on demand, "auto" does without it."""
+
+    unavailable: Callable[[torch.device], str | None] = _anywhere
+    auto_on: tuple[str, ...] | None = None
+    optional: bool = False
+
+    def takes(self, device: torch.device) -> bool:
+        """Whether "auto" may choose it."""
+        wanted = self.auto_on is None or device.type in self.auto_on
+        return wanted and not (self.optional and self.unavailable(device))
 
 
-def operators() -> tuple[str, ...]:
-    """Names of all registered operators."""
-    return tuple(sorted(_registry))
+POLICIES = {  # slower ones first: "auto" takes the last that it may
+    "reference": Policy(),
+    "chunked": Policy(),
+    "native": Policy(native_unavailable, auto_on=("cpu",), optional=True),
+    "triton": Policy(triton_unavailable, auto_on=("cuda",)),
+    "fla": Policy(fla_unavailable, auto_on=()),
+}
 
 
-def registered(op: str) -> dict[str, Backend]:
-    """An operator's backends by name, slower ones first."""
-    return dict(_registry[op])
+@dataclass(frozen=True)
+class Backend:
+    """`run`: the implementation, or "package.module:name", imported at the first call."""
+
+    run: Run | str
+    policy: Policy
+
+    @cached_property
+    def function(self) -> Run:
+        return pkgutil.resolve_name(self.run) if isinstance(self.run, str) else self.run
 
 
-def available_backends(op: str, device: torch.device | None = None) -> dict[str, str | None]:
-    """For each backend None if it runs on the device (default: a GPU if there is one), else the reason and the fix."""
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {name: _reason(op, name, device) for name in NAMES}
+def declared(package: str, runs: Mapping[str, Run | str]) -> dict[str, Backend]:
+    """Backends by name, slower ones first. A string "module:name" is a function of a module in `package`."""
+    unknown = runs.keys() - POLICIES.keys()
+    if unknown:
+        raise ValueError(f"backend name is {min(unknown)!r}; allowed: {', '.join(POLICIES)}")
+    found = {name: runs[name] for name in POLICIES if name in runs}
+    return {
+        name: Backend(f"{package}.{run}" if isinstance(run, str) else run, POLICIES[name])
+        for name, run in found.items()
+    }
 
 
-def choose(op: str, name: str, device: torch.device) -> Callable[..., Any]:
+def choose(op: str, backends: dict[str, Backend], name: str, device: torch.device) -> Run:
     """The implementation to call. Raises ValueError for an unknown name, BackendUnavailable for one that cannot run."""
     if name == "auto":
-        name = _fastest(op, device)
-    elif name not in NAMES:
-        raise ValueError(f"backend is {name!r}; allowed: auto, {', '.join(NAMES)}")
-    reason = _reason(op, name, device)
+        name = next(known for known in reversed(backends) if backends[known].policy.takes(device))
+    elif name not in POLICIES:
+        raise ValueError(f"backend is {name!r}; allowed: auto, {', '.join(POLICIES)}")
+    reason = unavailable(op, backends, name, device)
     if reason:
         raise BackendUnavailable(f'{op}: backend "{name}" is unavailable: {reason}')
-    return _registry[op][name].load()
+    return backends[name].function
 
 
-def _fastest(op: str, device: torch.device) -> str:
-    """The last one registered for the device."""
-    for name, backend in reversed(_registry[op].items()):
-        wanted = backend.auto_on is None or device.type in backend.auto_on
-        if wanted and not (backend.optional and backend.unavailable(device)):
-            return name
-    raise BackendUnavailable(f"{op}: no backend is registered for {device.type}; allowed devices: cpu, cuda")
-
-
-def _reason(op: str, name: str, device: torch.device) -> str | None:
-    if name not in _registry[op]:
+def unavailable(op: str, backends: dict[str, Backend], name: str, device: torch.device) -> str | None:
+    """None if the backend runs on the device, else the reason and the fix."""
+    if name not in backends:
         return f'{op} has no {name} implementation; use backend="auto"'
-    return _registry[op][name].unavailable(device)
+    return backends[name].policy.unavailable(device)

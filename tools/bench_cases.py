@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import available_backends, gated_delta_rule, gated_linear_attention, gated_scan
+from ..kernels import Recurrence, available_backends, gated_delta_rule, gated_linear_attention, gated_scan
 
 Op = Callable[..., tuple[Tensor, Tensor | None]]
 Inputs = list[Tensor]
@@ -24,7 +24,7 @@ class BenchCase:
     """One operator. `shapes`: B, T, H, K, V by name. `products`: matmuls of 2 K V per token and head, forward."""
 
     name: str
-    op: Op
+    op: Recurrence
     make: Callable[[tuple[int, ...], torch.dtype], Inputs]
     peer_name: str
     peer: Callable[[], Op]
@@ -34,7 +34,7 @@ class BenchCase:
 
     def backends(self) -> list[str]:
         """Those that run on this CPU, slower ones first, without the definition."""
-        reasons = available_backends(self.op.__name__, torch.device("cpu"))
+        reasons = available_backends(self.op.name, torch.device("cpu"))
         return [name for name, reason in reasons.items() if reason is None and name not in ("reference", "triton")]
 
     def call(self, inputs: Inputs, backend: str, chunk_size: int) -> Callable[[], Tensor]:

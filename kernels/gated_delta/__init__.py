@@ -1,30 +1,26 @@
 """Gated delta rule: the linear recurrence of DeltaNet and Gated DeltaNet."""
 
-import torch
 from torch import Tensor
 
-from ..availability import NATIVE, TRITON, fla_unavailable
-from ..backend import choose, register
-from ..shared import checks
+from ..operator import operator
 from ..shared.sequences import Sequences
-from .chunked import gated_delta_rule_chunked, gated_delta_rule_flops
-from .fla import gated_delta_rule_fla
-from .reference import gated_delta_rule_reference
-from .step import gated_delta_rule_step_reference
+from . import chunked, fla, reference
+from .arguments import DeltaArguments
+from .chunked import gated_delta_rule_flops
+from .step import gated_delta_rule_step
 
 __all__ = ["gated_delta_rule", "gated_delta_rule_flops", "gated_delta_rule_step"]
 
-register("gated_delta_rule", "reference", gated_delta_rule_reference)
-register("gated_delta_rule", "fla", gated_delta_rule_fla, unavailable=fla_unavailable)
-register("gated_delta_rule", "chunked", gated_delta_rule_chunked, auto_on=None)
-register("gated_delta_rule", "native", "gated_delta.native:gated_delta_rule_native", **NATIVE)
-register("gated_delta_rule", "triton", "gated_delta.triton_rule:gated_delta_rule_triton", **TRITON)
 
-register("gated_delta_rule_step", "reference", gated_delta_rule_step_reference, auto_on=None)
-register("gated_delta_rule_step", "native", "gated_delta.native:gated_delta_rule_step_native", **NATIVE)
-register("gated_delta_rule_step", "triton", "gated_delta.triton_step:gated_delta_rule_step_triton", **TRITON)
-
-
+@operator(
+    step=gated_delta_rule_step,
+    flops=gated_delta_rule_flops,
+    reference=reference.run,
+    chunked=chunked.run,
+    native="native:run",
+    triton="triton_rule:run",
+    fla=fla.run,
+)
 def gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -59,89 +55,18 @@ def gated_delta_rule(
     its initial state), else None. Raises ValueError on inputs that do not fit (on a GPU the values of g and beta are
     not looked at: the Triton kernels make NaN of wrong ones), BackendUnavailable on a backend that cannot run here.
     """
-    sequences = _check(q, k, v, g, beta, initial_state, cu_seqlens, sequences, chunk_size)
-    run = choose("gated_delta_rule", backend, q.device)
-    if q.shape[0] * q.shape[1] == 0:
-        state = checks.no_tokens_state(initial_state, [len(sequences), v.shape[2], q.shape[3], v.shape[3]], v)
-        return v.clone(), state if output_final_state else None
-    if g is not None:
-        checks.check_log_decay(g)
-    checks.check_beta(beta)
-    with torch.autocast(q.device.type, enabled=False):  # the op sets its own precision
-        o, state = run(
-            q,
-            k,
-            v,
-            g,
-            beta,
-            scale=q.shape[-1] ** -0.5 if scale is None else scale,
-            initial_state=initial_state,
-            sequences=sequences,
-            chunk_size=chunk_size,
-            recompute=recompute,
-        )
+    x = DeltaArguments.checked(
+        q,
+        k,
+        v,
+        g,
+        beta,
+        scale=scale,
+        initial_state=initial_state,
+        cu_seqlens=cu_seqlens,
+        sequences=sequences,
+        chunk_size=chunk_size,
+        recompute=recompute,
+    )
+    o, state = gated_delta_rule.run(x, backend)
     return o, state if output_final_state else None
-
-
-@torch.no_grad()
-def gated_delta_rule_step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor,
-    *,
-    state: Tensor,
-    scale: float | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    """One token of `gated_delta_rule` for each of N sequences: updates `state` in place, without autograd.
-
-    q, k: [N, H, K]. v: [N, HV, V]. g: [N, HV] or None. beta: [N, HV]. state: [N, HV, K, V], contiguous. Dtypes as in
-    `gated_delta_rule`; the ranges of g and beta are not looked at. Returns o [N, HV, V] in v's dtype. Raises ValueError
-    on inputs that do not fit, BackendUnavailable on a backend that cannot run here.
-    """
-    if q.ndim != 3 or v.ndim != 3:
-        raise ValueError(f"q and v have {q.ndim} and {v.ndim} dimensions; allowed: 3, [N, heads, head_dim]")
-    (N, H, K), (HV, V) = q.shape, v.shape[1:]
-    checks.check_shape("k", k, [N, H, K], "q's [N, H, K]")
-    checks.check_shape("v", v, [N, HV, V], "q's [N, ...]")
-    _check_heads_and_gates(q, k, v, g, beta, [N, HV], "[N, HV]")
-    checks.check_written_state(state, [N, HV, K, V], "[N, HV, K, V]", v.dtype)
-    run = choose("gated_delta_rule_step", backend, q.device)
-    with torch.autocast(q.device.type, enabled=False):
-        return run(q, k, v, g, beta, state=state, scale=K**-0.5 if scale is None else scale)
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    sequences: Sequences | None,
-    chunk_size: int,
-) -> Sequences:
-    if q.ndim != 4 or v.ndim != 4:
-        raise ValueError(f"q and v have {q.ndim} and {v.ndim} dimensions; allowed: 4, [B, T, heads, head_dim]")
-    (B, T, H, K), (HV, V) = q.shape, v.shape[2:]
-    checks.check_shape("k", k, [B, T, H, K], "q's [B, T, H, K]")
-    checks.check_shape("v", v, [B, T, HV, V], "q's [B, T, ...]")
-    _check_heads_and_gates(q, k, v, g, beta, [B, T, HV], "[B, T, HV]")
-    checks.check_chunk_size(chunk_size)
-    sequences = Sequences.given(q, cu_seqlens, sequences)
-    if initial_state is not None:
-        checks.check_state("initial_state", initial_state, [len(sequences), HV, K, V], "[N, HV, K, V]", v.dtype)
-    return sequences
-
-
-def _check_heads_and_gates(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, shape: list[int], meaning: str
-) -> None:
-    checks.check_heads(q.shape[-2], v.shape[-2])
-    checks.check_dtypes(q=q, k=k, v=v)
-    if g is not None:
-        checks.check_gate("g", g, shape, meaning, v)
-    checks.check_gate("beta", beta, shape, meaning, v)

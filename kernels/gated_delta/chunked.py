@@ -20,13 +20,14 @@ from torch.autograd.function import once_differentiable
 
 from ..shared.checks import state_dtype
 from ..shared.chunking import gather, head_decay, head_decay_grad, ordered, restored, scatter, segments, step_rows
-from ..shared.sequences import Chunks, Sequences
+from ..shared.sequences import Chunks
 from ..shared.triangular import unit_lower_inverse, unit_lower_inverse_flops
+from .arguments import DeltaArguments
 
 MIN_BETA = 1e-25  # stands for beta = 0, so that <E, dV> / beta is its gradient; far below what a state can resolve
 
 
-class Inputs(NamedTuple):
+class _Inputs(NamedTuple):
     """The op's tensor arguments, g always given."""
 
     q: Tensor  # [B, T, H, K]
@@ -44,35 +45,23 @@ class Kept(NamedTuple):
     h: Tensor  # [R, K, V] states before each chunk
 
 
-def gated_delta_rule_chunked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor,
-    *,
-    scale: float,
-    initial_state: Tensor | None,
-    sequences: Sequences,
-    chunk_size: int,
-    recompute: bool,
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_delta_rule_reference`; half-precision inputs multiply in float32."""
-    inputs = Inputs(q, k, v, torch.zeros_like(beta) if g is None else g, beta)
-    chunks = sequences.chunks(chunk_size, q.device)
+def run(x: DeltaArguments) -> tuple[Tensor, Tensor]:
+    """As the reference; half-precision inputs multiply in float32."""
+    inputs = _Inputs(x.q, x.k, x.v, torch.zeros_like(x.beta) if x.g is None else x.g, x.beta)
+    chunks = x.sequences.chunks(x.chunk_size, x.device)
+    initial_state = x.initial_state
     if initial_state is None:
-        shape = (len(sequences), v.shape[2], q.shape[-1], v.shape[-1])
-        initial_state = v.new_zeros(shape, dtype=state_dtype(v.dtype))
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, initial_state)):
-        return _Chunked.apply(*inputs, initial_state, scale, chunks, recompute)  # type: ignore[return-value]
-    o, state, _ = _forward(inputs, initial_state, scale, chunks, keep=False)
+        initial_state = x.v.new_zeros(x.state_shape, dtype=state_dtype(x.v.dtype))
+    if torch.is_grad_enabled() and any(a.requires_grad for a in (*inputs, initial_state)):
+        return _Chunked.apply(*inputs, initial_state, x.scale, chunks, x.recompute)  # type: ignore[return-value]
+    o, state, _ = _forward(inputs, initial_state, x.scale, chunks, keep=False)
     return o, state
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k, v, g, beta, initial_state, scale, chunks, recompute):
-        inputs = Inputs(q, k, v, g, beta)
+        inputs = _Inputs(q, k, v, g, beta)
         o, state, kept = _forward(inputs, initial_state, scale, chunks, keep=not recompute)
         ctx.save_for_backward(*inputs, *((initial_state,) if recompute else (x for segment in kept for x in segment)))
         ctx.scale, ctx.chunks, ctx.recompute = scale, chunks, recompute
@@ -82,7 +71,7 @@ class _Chunked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, do, dstate):
         q, k, v, g, beta, *saved = ctx.saved_tensors
-        inputs = Inputs(q, k, v, g, beta)
+        inputs = _Inputs(q, k, v, g, beta)
         with torch.autocast(do.device.type, enabled=False):
             if ctx.recompute:
                 _, _, kept = _forward(inputs, saved[0], ctx.scale, ctx.chunks, keep=True)
@@ -91,10 +80,10 @@ class _Chunked(torch.autograd.Function):
             return *_backward(inputs, kept, ctx.scale, ctx.chunks, do, dstate), None, None, None
 
 
-class Operands:
+class _Operands:
     """The matrices of a segment's chunks. R = chunks * HV matrices per value head, chunks * H per key head."""
 
-    def __init__(self, inputs: Inputs, scale: float, chunks: Chunks, start: int, stop: int) -> None:
+    def __init__(self, inputs: _Inputs, scale: float, chunks: Chunks, start: int, stop: int) -> None:
         n_heads, n_value_heads = inputs.q.shape[2], inputs.v.shape[2]
         self.group = n_value_heads // n_heads
         dtype = state_dtype(inputs.v.dtype)
@@ -124,14 +113,14 @@ class Operands:
 
 
 def _forward(
-    inputs: Inputs, initial_state: Tensor, scale: float, chunks: Chunks, keep: bool
+    inputs: _Inputs, initial_state: Tensor, scale: float, chunks: Chunks, keep: bool
 ) -> tuple[Tensor, Tensor, list[Kept]]:
     n_value_heads = inputs.v.shape[2]
     state = ordered(initial_state, chunks)
     o = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
     kept = []
     for start, stop in segments(chunks, n_value_heads):
-        x = Operands(inputs, scale, chunks, start, stop)
+        x = _Operands(inputs, scale, chunks, start, stop)
         inverse = unit_lower_inverse(x.weigh(x.kk, x.decay).tril_(-1))
         e, h = _scan(x, inverse, gather(chunks, inputs.v, start, stop, state.dtype), state)
         out = torch.bmm(x.weigh(x.qk, x.decay).tril_(), e)
@@ -141,7 +130,7 @@ def _forward(
     return o, restored(state, chunks, n_value_heads), kept
 
 
-def _scan(x: Operands, inverse: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _scan(x: _Operands, inverse: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Runs the chunk recurrence; overwrites v [R, C, V] by E and `state` [N*HV, K, V]; returns E and h [R, K, V]."""
     read, write = x.weigh(x.k, x.grown), x.weigh(x.k, x.written).mT
     h = state.new_empty(len(v), *state.shape[1:])
@@ -155,13 +144,13 @@ def _scan(x: Operands, inverse: Tensor, v: Tensor, state: Tensor) -> tuple[Tenso
 
 
 def _backward(
-    inputs: Inputs, kept: list[Kept], scale: float, chunks: Chunks, do: Tensor, dstate: Tensor
+    inputs: _Inputs, kept: list[Kept], scale: float, chunks: Chunks, do: Tensor, dstate: Tensor
 ) -> tuple[Tensor, ...]:
     n_value_heads = inputs.v.shape[2]
     dstate = ordered(dstate, chunks)
-    grads = Inputs(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs))
+    grads = _Inputs(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs))
     for (start, stop), saved in zip(reversed(segments(chunks, n_value_heads)), reversed(kept), strict=True):
-        x = Operands(inputs, scale, chunks, start, stop)
+        x = _Operands(inputs, scale, chunks, start, stop)
         dout = gather(chunks, do, start, stop, dstate.dtype)
         dv, dh = _scan_backward(x, saved, dout, dstate)
         for grad, out in zip(_input_grads(x, saved, dout, dv, dh, scale), grads, strict=True):
@@ -169,7 +158,7 @@ def _backward(
     return *grads, restored(dstate, chunks, n_value_heads)
 
 
-def _scan_backward(x: Operands, saved: Kept, dout: Tensor, dstate: Tensor) -> tuple[Tensor, Tensor]:
+def _scan_backward(x: _Operands, saved: Kept, dout: Tensor, dstate: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence in reverse, updating `dstate` in place; returns dV [R, C, V] and the adjoints of h' [R, K, V]."""
     dv = torch.bmm(x.weigh(x.qk, x.decay).tril_().mT, dout)  # E's adjoint first, V's in the end
     from_o = torch.bmm(x.weigh(x.q, x.grown).mT, dout)
@@ -185,7 +174,7 @@ def _scan_backward(x: Operands, saved: Kept, dout: Tensor, dstate: Tensor) -> tu
     return dv, dh
 
 
-def _input_grads(x: Operands, saved: Kept, dout: Tensor, dv: Tensor, dh: Tensor, scale: float) -> tuple[Tensor, ...]:
+def _input_grads(x: _Operands, saved: Kept, dout: Tensor, dv: Tensor, dh: Tensor, scale: float) -> tuple[Tensor, ...]:
     """Gradients of a segment's q, k (per key head), v, g and beta (per value head), each [*, C, ...]."""
     e, h = saved.e, saved.h
     e64 = e.double()  # dg adds up what writes do later, which cancels where keys are overwritten: products in float64

@@ -5,35 +5,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.sequences import Sequences
+from .arguments import DeltaArguments
 
 
-def gated_delta_rule_fla(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor,
-    *,
-    scale: float,
-    initial_state: Tensor | None,
-    sequences: Sequences,
-    chunk_size: int,
-    recompute: bool,  # it always rebuilds the states
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_delta_rule_reference`, within the library's own limits on dtypes and head sizes."""
+def run(x: DeltaArguments) -> tuple[Tensor, Tensor]:
+    """As the reference, within the library's own limits on dtypes and head sizes; it always rebuilds the states."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
     op: Any = chunk_gated_delta_rule  # its decorators hide the signature
     return op(
-        q=q,
-        k=k,
-        v=v,
-        g=torch.zeros_like(beta, dtype=torch.float32) if g is None else g,
-        beta=beta,
-        scale=scale,
-        initial_state=initial_state,
+        q=x.q,
+        k=x.k,
+        v=x.v,
+        g=torch.zeros_like(x.beta, dtype=torch.float32) if x.g is None else x.g,
+        beta=x.beta,
+        scale=x.scale,
+        initial_state=x.initial_state,
         output_final_state=True,
-        cu_seqlens=sequences.cu_seqlens_on(q.device),
-        chunk_size=chunk_size,
+        cu_seqlens=x.sequences.cu_seqlens_on(x.device),
+        chunk_size=x.chunk_size,
     )

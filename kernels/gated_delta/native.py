@@ -1,4 +1,4 @@
-"""The gated delta rule by the C++ kernels of gated_delta.cpp."""
+"""The gated delta rule by the C++ kernels of native.cpp and native_step.cpp."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +8,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments
-from ..shared.sequences import Sequences
+from ..native.library import OPS, NativeCall, NativeKernel, decays, empty, kernel_dtype, n_segments
+from .arguments import DeltaArguments, DeltaStepArguments
 from .chunked import gated_delta_rule_flops
+
+_PROBLEM = ("q", "k", "v", "decay", "beta", "initial_state", "corrections", "states")
+_GRADIENTS = ("dout", "dfinal_state", "dq", "dk", "dv", "dg", "dbeta", "dinitial_state")
+FORWARD = NativeKernel("hybridlm_gated_delta_forward", *_PROBLEM, "o", "final_state")
+BACKWARD = NativeKernel("hybridlm_gated_delta_backward", *_PROBLEM, *_GRADIENTS)
+STEP = NativeKernel("hybridlm_gated_delta_step", "q", "k", "v", "decay", "beta", "state", "o")
 
 OPS.define(
     "gated_delta_forward(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor beta, Tensor? initial_state, float scale, "
@@ -23,42 +29,28 @@ OPS.define(
 )
 
 
-def gated_delta_rule_native(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor,
-    *,
-    scale: float,
-    initial_state: Tensor | None,
-    sequences: Sequences,
-    chunk_size: int,
-    recompute: bool,
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_delta_rule_reference`, any chunk_size: the kernels work on 16 tokens at a time.
+def run(x: DeltaArguments) -> tuple[Tensor, Tensor]:
+    """As the reference, any chunk_size: the kernels work on 16 tokens at a time.
 
     Half-precision inputs multiply in float32. Kept for backward besides the inputs: a vector per token and value head
     and a state per 64 tokens; nothing with recompute, which runs the forward pass again.
     """
-    dtype = v.dtype
-    q, k, v = (x.to(kernel_dtype(dtype)) for x in (q, k, v))
-    o, state = _GatedDeltaRule.apply(
-        q, k, v, g, beta, initial_state, scale, list(sequences.starts), chunk_size, recompute
-    )  # type: ignore[misc]
+    dtype = x.v.dtype
+    q, k, v = (a.to(kernel_dtype(dtype)) for a in (x.q, x.k, x.v))
+    bounds = list(x.sequences.starts)
+    o, state = _GatedDeltaRule.apply(q, k, v, x.g, x.beta, x.initial_state, x.scale, bounds, x.chunk_size, x.recompute)  # type: ignore[misc]
     return o.to(dtype), state
 
 
-def gated_delta_rule_step_native(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, *, state: Tensor, scale: float
-) -> Tensor:
-    """q, k: [N, H, K]; v: [N, HV, V]; g, beta: [N, HV]; updates state [N, HV, K, V] in place; returns o [N, HV, V]."""
-    (N, H, K), (HV, V), dtype = q.shape, v.shape[1:], v.dtype
-    q, k, v = (x.to(kernel_dtype(dtype)).contiguous() for x in (q, k, v))
+def step(x: DeltaStepArguments) -> Tensor:
+    """As the reference's."""
+    dtype, exact = x.v.dtype, x.state.dtype
+    q, k, v = (a.to(kernel_dtype(dtype)).contiguous() for a in (x.q, x.k, x.v))
     o = torch.empty_like(v)
-    tensors = [q, k, v, decays(g, v, state.dtype), beta.to(state.dtype).contiguous(), state, o]
-    shape = {"heads": H, "group": HV // H, "K": K, "V": V}
-    call("hybridlm_gated_delta_step", v.dtype, tensors, bounds=range(N + 1), scale=scale, **shape)
+    STEP(
+        _call(q, v, range(len(q) + 1), x.scale),
+        q=q, k=k, v=v, decay=decays(x.g, v, exact), beta=x.beta.to(exact).contiguous(), state=x.state, o=o,
+    )  # fmt: skip
     return o.to(dtype)
 
 
@@ -90,36 +82,35 @@ class _GatedDeltaRule(torch.autograd.Function):
         return *grads, None if initial_state is None else dinitial, None, None, None, None
 
 
-def _shape(q: Tensor, v: Tensor, scale: float, bounds: Sequence[int]) -> dict[str, Any]:
-    H, K = q.shape[2:]
-    HV, V = v.shape[2:]
-    return {"bounds": bounds, "heads": H, "group": HV // H, "K": K, "V": V, "scale": scale}
+def _call(q: Tensor, v: Tensor, bounds: Sequence[int], scale: float) -> NativeCall:
+    H, HV = q.shape[-2], v.shape[-2]
+    return NativeCall(v.dtype, bounds, heads=H, K=q.shape[-1], V=v.shape[-1], group=HV // H, scale=scale)
 
 
-def _prepared(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor) -> list[Tensor]:
-    """q, k, v, exp(g), beta as the kernels read them."""
+def _inputs(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor) -> dict[str, Tensor]:
+    """As the kernels read them."""
     dtype = torch.promote_types(v.dtype, torch.float32)
-    return [x.contiguous() for x in (q, k, v, decays(g, v, dtype), beta.to(dtype))]
+    inputs = {"q": q, "k": k, "v": v, "decay": decays(g, v, dtype), "beta": beta.to(dtype)}
+    return {name: x.contiguous() for name, x in inputs.items()}
 
 
 def _forward(q, k, v, g, beta, initial_state, scale, bounds, chunk_size, keep):
-    inputs = _prepared(q, k, v, g, beta)
-    dtype = inputs[4].dtype
-    HV, V = v.shape[2:]
-    shape = (len(bounds) - 1, HV, q.shape[-1], V)
+    inputs = _inputs(q, k, v, g, beta)
+    dtype = inputs["beta"].dtype
+    state_shape = (v.shape[2], q.shape[3], v.shape[3])
     o = empty(v.shape, v.dtype)
-    final_state = empty(shape, dtype)
+    final_state = empty((len(bounds) - 1, *state_shape), dtype)
     corrections = empty(v.shape if keep else (0,), dtype)
-    states = empty((n_segments(bounds), *shape[1:]) if keep else (0,), dtype)
-    kept = (corrections, states) if keep else (None, None)
-    initial = None if initial_state is None else initial_state.contiguous()
-    tensors = [*inputs, initial, *kept, o, final_state]
-    call("hybridlm_gated_delta_forward", v.dtype, tensors, **_shape(q, v, scale, bounds))
+    states = empty((n_segments(bounds), *state_shape) if keep else (0,), dtype)
+    FORWARD(
+        _call(q, v, bounds, scale), **inputs,
+        initial_state=None if initial_state is None else initial_state.contiguous(),
+        corrections=corrections if keep else None, states=states if keep else None, o=o, final_state=final_state,
+    )  # fmt: skip
     return o, final_state, corrections, states
 
 
 def _backward(q, k, v, g, beta, corrections, states, do, dstate, scale, bounds, chunk_size):
-    inputs = _prepared(q, k, v, g, beta)
     H, K = q.shape[2:]
     HV = v.shape[2]
     per_value_head = (*q.shape[:2], HV, K)
@@ -127,8 +118,11 @@ def _backward(q, k, v, g, beta, corrections, states, do, dstate, scale, bounds, 
     dg, dbeta = (empty(beta.shape, dstate.dtype) for _ in range(2))
     dstate = dstate.contiguous()
     dinitial = torch.empty_like(dstate)
-    tensors = [*inputs, None, corrections, states, do.contiguous(), dstate, dq, dk, dv, dg, dbeta, dinitial]
-    call("hybridlm_gated_delta_backward", v.dtype, tensors, **_shape(q, v, scale, bounds))
+    BACKWARD(
+        _call(q, v, bounds, scale), **_inputs(q, k, v, g, beta),
+        initial_state=None, corrections=corrections, states=states, dout=do.contiguous(), dfinal_state=dstate,
+        dq=dq, dk=dk, dv=dv, dg=dg, dbeta=dbeta, dinitial_state=dinitial,
+    )  # fmt: skip
     if HV != H:
         dq, dk = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk))
     return dq, dk, dv, dg.to(dg.dtype if g is None else g.dtype), dbeta.to(beta.dtype), dinitial

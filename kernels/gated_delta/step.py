@@ -1,20 +1,28 @@
 """One token of the gated delta rule, for decoding."""
 
-import torch
 from torch import Tensor
 
-from ..shared.checks import state_dtype
+from ..operator import step
+from . import reference
+from .arguments import DeltaStepArguments
 
 
-def gated_delta_rule_step_reference(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, *, state: Tensor, scale: float
+@step(reference=reference.step, native="native:step", triton="triton_step:run")
+def gated_delta_rule_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor,
+    *,
+    state: Tensor,
+    scale: float | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """q, k: [N, H, K]; v: [N, HV, V]; g, beta: [N, HV]; updates state [N, HV, K, V] in place; returns o [N, HV, V]."""
-    dtype = state_dtype(v.dtype)
-    group = v.shape[1] // q.shape[1]
-    q, k = (x.to(dtype).repeat_interleave(group, dim=1) for x in (q, k))
-    if g is not None:
-        state *= g.to(dtype).exp()[..., None, None]
-    error = v.to(dtype) - torch.einsum("nhkv,nhk->nhv", state, k)
-    state += torch.einsum("nhk,nhv->nhkv", k, beta.to(dtype)[..., None] * error)
-    return torch.einsum("nhkv,nhk->nhv", state, scale * q).to(v.dtype)
+    """One token of `gated_delta_rule` for each of N sequences: updates `state` in place, without autograd.
+
+    q, k: [N, H, K]. v: [N, HV, V]. g: [N, HV] or None. beta: [N, HV]. state: [N, HV, K, V], contiguous. Dtypes as in
+    `gated_delta_rule`; the ranges of g and beta are not looked at. Returns o [N, HV, V] in v's dtype. Raises ValueError
+    on inputs that do not fit, BackendUnavailable on a backend that cannot run here.
+    """
+    return gated_delta_rule_step.run(DeltaStepArguments.checked(q, k, v, g, beta, state=state, scale=scale), backend)

@@ -6,43 +6,31 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..shared.sequences import Sequences
 from ..shared.triton_chunk_scan import scan_backward, scan_forward, scan_states
 from ..shared.triton_common import Tables, check_inputs, chunk_length, contiguous, padded, precision, tables
+from .arguments import DeltaArguments
 from .triton_kernels import delta_gradients, delta_prepare
 
 FLOAT32_CHUNK = 16  # registers; and the shorter the chunk, the closer to the recurrence's error
 
 
-def gated_delta_rule_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor,
-    *,
-    scale: float,
-    initial_state: Tensor | None,
-    sequences: Sequences,
-    chunk_size: int,
-    recompute: bool,
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_delta_rule_reference`, for float32, bfloat16 and float16 and head dims up to 256.
+def run(x: DeltaArguments) -> tuple[Tensor, Tensor]:
+    """As the reference, for float32, bfloat16 and float16 and head dims up to 256.
 
     Keys wider than 128 are worked on in chunks of at most 32 tokens, float32 in chunks of 16. Raises ValueError for
     other dtypes and dims.
     """
-    check_inputs("gated_delta_rule", v, K=q.shape[-1], V=v.shape[-1])
-    if v.dtype == torch.float32:
-        chunk_size = min(chunk_size, FLOAT32_CHUNK)
-    layout = tables(sequences, chunk_length(sequences, q.shape[-1], chunk_size), q.device)
-    inputs = contiguous(q, k, v, g, beta, initial_state)
-    with torch.cuda.device_of(q):
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-            return _GatedDeltaRule.apply(*inputs, scale, layout, recompute)  # type: ignore[return-value]
+    K, dtype = x.q.shape[-1], x.v.dtype
+    check_inputs("gated_delta_rule", x.v, K=K, V=x.v.shape[-1])
+    chunk_size = min(x.chunk_size, FLOAT32_CHUNK) if dtype == torch.float32 else x.chunk_size
+    layout = tables(x.sequences, chunk_length(x.sequences, K, chunk_size), x.device)
+    inputs = contiguous(x.q, x.k, x.v, x.g, x.beta, x.initial_state)
+    with torch.cuda.device_of(x.q):
+        if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in inputs):
+            return _GatedDeltaRule.apply(*inputs, x.scale, layout, x.recompute)  # type: ignore[return-value]
         q, k, v, g, beta, initial_state = inputs
         o, state, _ = scan_forward(
-            q, k, v, tables=layout, scale=scale, initial_state=initial_state, keep_states=False,
+            q, k, v, tables=layout, scale=x.scale, initial_state=initial_state, keep_states=False,
             g=g, beta=beta, inverse=_prepare(k, v, g, beta, layout),
         )  # fmt: skip
     return o, state
@@ -87,8 +75,8 @@ def _prepare(k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, layout: Table
     HV = v.shape[2]
     inverse = v.new_empty(B, T, HV, layout.size)
     delta_prepare[(layout.n_chunks * H,)](
-        k, g, beta, inverse, layout.chunk,
-        H, HV, K, layout.size, padded(K), precision(v.dtype), num_warps=4, num_stages=1,
+        k=k, g=g, beta=beta, inverse=inverse, chunk=layout.chunk,
+        H=H, HV=HV, K=K, C=layout.size, BK=padded(K), PREC=precision(v.dtype), num_warps=4, num_stages=1,
     )  # fmt: skip
     return inverse
 
@@ -114,7 +102,8 @@ def _gradients(
     # two steps over V at least: a loop of one is unrolled, which spills registers
     BV = min(128 // q.element_size(), max(16, padded(V) // 2))
     delta_gradients[(layout.n_chunks * H,)](
-        q, k, g, beta, h, e, do, dv, dh, dq, dk, dg, dbeta, layout.chunk, scale,
-        H, HV, K, V, layout.size, padded(K), BV, precision(q.dtype), num_warps=8, num_stages=2,
+        q=q, k=k, g=g, beta=beta, h=h, e=e, do=do, dv=dv, dh=dh, dq=dq, dk=dk, dg=dg, dbeta=dbeta,
+        chunk=layout.chunk, scale=scale, H=H, HV=HV, K=K, V=V, C=layout.size, BK=padded(K), BV=BV,
+        PREC=precision(q.dtype), num_warps=8, num_stages=2,
     )  # fmt: skip
     return dq, dk, dg, dbeta

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shared.triton_common import check_inputs, contiguous, kernel, multiprocessors, padded
+from .arguments import DeltaStepArguments
 
 
 @kernel("gated_delta_rule_step")
@@ -46,20 +47,19 @@ def delta_step(
     tl.store(o + value_head * V + value, out.to(o.dtype.element_ty), mask=value < V)
 
 
-def gated_delta_rule_step_triton(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, *, state: Tensor, scale: float
-) -> Tensor:
-    """Same contract as `gated_delta_rule_step_reference`, for float32, bfloat16, float16 and head dims up to 256."""
-    H, K = q.shape[1:]
-    N, HV, V = v.shape
-    check_inputs("gated_delta_rule_step", v, K=K, V=V)
-    q, k, v, g, beta = contiguous(q, k, v, g, beta)
+def run(x: DeltaStepArguments) -> Tensor:
+    """As the reference's step, for float32, bfloat16, float16 and head dims up to 256."""
+    H, K = x.q.shape[1:]
+    N, HV, V = x.v.shape
+    check_inputs("gated_delta_rule_step", x.v, K=K, V=V)
+    q, k, v, g, beta = contiguous(x.q, x.k, x.v, x.g, x.beta)
     o = torch.empty_like(v)
     BV = min(32, padded(V))
     if N * HV * triton.cdiv(V, BV) < multiprocessors(v.device):
         BV = 16
     with torch.cuda.device_of(q):
         delta_step[(N * HV * triton.cdiv(V, BV),)](
-            q, k, v, g, beta, state, o, scale, H, HV, K, V, padded(K), BV, num_warps=4
-        )
+            q=q, k=k, v=v, g=g, beta=beta, state=x.state, o=o, scale=x.scale,
+            H=H, HV=HV, K=K, V=V, BK=padded(K), BV=BV, num_warps=4,
+        )  # fmt: skip
     return o

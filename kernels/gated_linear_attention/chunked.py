@@ -16,11 +16,12 @@ from torch.autograd.function import once_differentiable
 
 from ..shared.checks import state_dtype
 from ..shared.chunking import gather, ordered, restored, scatter, segments, step_rows
-from ..shared.sequences import Chunks, Sequences
+from ..shared.sequences import Chunks
+from .arguments import LinearArguments
 from .decays import ChannelDecays, HeadDecays
 
 
-class Inputs(NamedTuple):
+class _Inputs(NamedTuple):
     """The op's tensor arguments, g always given."""
 
     q: Tensor  # [B, T, H, K]
@@ -29,33 +30,23 @@ class Inputs(NamedTuple):
     g: Tensor  # [B, T, H, K] or [B, T, H]
 
 
-def gated_linear_attention_chunked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    *,
-    scale: float,
-    initial_state: Tensor | None,
-    sequences: Sequences,
-    chunk_size: int,
-    recompute: bool,
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_linear_attention_reference`; half-precision inputs multiply in float32."""
-    inputs = Inputs(q, k, v, q.new_zeros(q.shape[:-1]) if g is None else g)
-    chunks = sequences.chunks(chunk_size, q.device)
+def run(x: LinearArguments) -> tuple[Tensor, Tensor]:
+    """As the reference; half-precision inputs multiply in float32."""
+    inputs = _Inputs(x.q, x.k, x.v, x.q.new_zeros(x.q.shape[:-1]) if x.g is None else x.g)
+    chunks = x.sequences.chunks(x.chunk_size, x.device)
+    initial_state = x.initial_state
     if initial_state is None:
-        initial_state = v.new_zeros(len(sequences), *k.shape[2:], v.shape[-1], dtype=state_dtype(v.dtype))
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, initial_state)):
-        return _Chunked.apply(*inputs, initial_state, scale, chunks, recompute)  # type: ignore[return-value]
-    o, state, _ = _forward(inputs, initial_state, scale, chunks, keep=False)
+        initial_state = x.v.new_zeros(x.state_shape, dtype=state_dtype(x.v.dtype))
+    if torch.is_grad_enabled() and any(a.requires_grad for a in (*inputs, initial_state)):
+        return _Chunked.apply(*inputs, initial_state, x.scale, chunks, x.recompute)  # type: ignore[return-value]
+    o, state, _ = _forward(inputs, initial_state, x.scale, chunks, keep=False)
     return o, state
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k, v, g, initial_state, scale, chunks, recompute):
-        inputs = Inputs(q, k, v, g)
+        inputs = _Inputs(q, k, v, g)
         o, state, kept = _forward(inputs, initial_state, scale, chunks, keep=not recompute)
         ctx.save_for_backward(*inputs, *((initial_state,) if recompute else kept))
         ctx.scale, ctx.chunks, ctx.recompute = scale, chunks, recompute
@@ -65,17 +56,17 @@ class _Chunked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, do, dstate):
         q, k, v, g, *kept = ctx.saved_tensors
-        inputs = Inputs(q, k, v, g)
+        inputs = _Inputs(q, k, v, g)
         with torch.autocast(do.device.type, enabled=False):
             if ctx.recompute:
                 _, _, kept = _forward(inputs, kept[0], ctx.scale, ctx.chunks, keep=True)
             return *_backward(inputs, kept, ctx.scale, ctx.chunks, do, dstate), None, None, None
 
 
-class Operands:
+class _Operands:
     """The matrices of a segment's chunks, R = chunks * H of each."""
 
-    def __init__(self, inputs: Inputs, scale: float, chunks: Chunks, start: int, stop: int) -> None:
+    def __init__(self, inputs: _Inputs, scale: float, chunks: Chunks, start: int, stop: int) -> None:
         dtype = state_dtype(inputs.v.dtype)
         q, k, self.v, g = (gather(chunks, x, start, stop, dtype) for x in inputs)
         self.q, self.k = q.mul_(scale), k
@@ -84,7 +75,7 @@ class Operands:
 
 
 def _forward(
-    inputs: Inputs, initial_state: Tensor, scale: float, chunks: Chunks, keep: bool
+    inputs: _Inputs, initial_state: Tensor, scale: float, chunks: Chunks, keep: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """o, the final state and, to keep, each segment's states before its chunks [R, K, V]."""
     n_heads = inputs.q.shape[2]
@@ -92,7 +83,7 @@ def _forward(
     o = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
     kept = []
     for start, stop in segments(chunks, n_heads):
-        x = Operands(inputs, scale, chunks, start, stop)
+        x = _Operands(inputs, scale, chunks, start, stop)
         out = torch.bmm(x.decays.scores(), x.v)
         since, until = x.decays.since, x.decays.until
         h = _scan(torch.bmm((until * x.k).mT, x.v), since[:, -1].unsqueeze(-1), state, x.steps)
@@ -113,20 +104,20 @@ def _scan(added: Tensor, decay: Tensor, state: Tensor, steps: list[slice]) -> Te
 
 
 def _backward(
-    inputs: Inputs, kept: list[Tensor], scale: float, chunks: Chunks, do: Tensor, dstate: Tensor
+    inputs: _Inputs, kept: list[Tensor], scale: float, chunks: Chunks, do: Tensor, dstate: Tensor
 ) -> tuple[Tensor, ...]:
     n_heads = inputs.q.shape[2]
     dstate = ordered(dstate, chunks)
-    grads = Inputs(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs))
+    grads = _Inputs(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs))
     for (start, stop), h in zip(reversed(segments(chunks, n_heads)), reversed(kept), strict=True):
-        x = Operands(inputs, scale, chunks, start, stop)
+        x = _Operands(inputs, scale, chunks, start, stop)
         dout = gather(chunks, do, start, stop, dstate.dtype)
         for grad, out in zip(_input_grads(x, h, dout, dstate, scale), grads, strict=True):
             scatter(chunks, grad, out, start, stop)
     return *grads, restored(dstate, chunks, n_heads)
 
 
-def _input_grads(x: Operands, h: Tensor, dout: Tensor, dstate: Tensor, scale: float) -> tuple[Tensor, ...]:
+def _input_grads(x: _Operands, h: Tensor, dout: Tensor, dstate: Tensor, scale: float) -> tuple[Tensor, ...]:
     """Gradients of a segment's q, k, v and g, each [R, C, ...]; takes `dstate` from behind the segment to before it."""
     p, dq, dk = x.decays.scores_backward(torch.bmm(dout, x.v.mT).tril_())
     since, until = x.decays.since, x.decays.until

@@ -4,33 +4,25 @@ from typing import Any
 
 from torch import Tensor
 
-from ..shared.sequences import Sequences
+from .arguments import LinearArguments
 
 
-def gated_linear_attention_fla(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    *,
-    scale: float,
-    initial_state: Tensor | None,
-    sequences: Sequences,
-    chunk_size: int,  # the library takes 64
-    recompute: bool,  # it always rebuilds the states
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_linear_attention_reference`, within the library's own limits on dtypes and head sizes."""
+def run(x: LinearArguments) -> tuple[Tensor, Tensor]:
+    """As the reference, within the library's own limits on dtypes and head sizes.
+
+    Its chunks are of 64 tokens, and it always rebuilds the states.
+    """
     from fla.ops.gla import chunk_gla
     from fla.ops.simple_gla import chunk_simple_gla
 
-    op: Any = chunk_gla if g is not None and g.ndim == 4 else chunk_simple_gla
+    op: Any = chunk_gla if x.g is not None and x.g.ndim == 4 else chunk_simple_gla
     return op(
-        q=q,
-        k=k,
-        v=v,
-        g=g,
-        scale=scale,
-        initial_state=initial_state,
+        q=x.q,
+        k=x.k,
+        v=x.v,
+        g=x.g,
+        scale=x.scale,
+        initial_state=x.initial_state,
         output_final_state=True,
-        cu_seqlens=sequences.cu_seqlens_on(q.device),
+        cu_seqlens=x.sequences.cu_seqlens_on(x.device),
     )

@@ -1,5 +1,6 @@
-"""Gated linear attention by the C++ kernels of gated_linear_attention.cpp."""
+"""Gated linear attention by the C++ kernels of native.cpp and native_step.cpp."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,9 +8,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments
-from ..shared.sequences import Sequences
+from ..native.library import OPS, NativeCall, NativeKernel, decays, empty, kernel_dtype, n_segments
+from .arguments import LinearArguments, LinearStepArguments
 from .chunked import gated_linear_attention_flops
+
+GATES = ("vector", "head")  # a decay per key channel; one per head
+_PROBLEM = ("q", "k", "v", "decay", "initial_state", "states")
+_GRADIENTS = ("dout", "dfinal_state", "dq", "dk", "dv", "dg", "dinitial_state")
+FORWARD = {gate: NativeKernel(f"hybridlm_gla_{gate}_forward", *_PROBLEM, "o", "final_state") for gate in GATES}
+BACKWARD = {gate: NativeKernel(f"hybridlm_gla_{gate}_backward", *_PROBLEM, *_GRADIENTS) for gate in GATES}
+STEP = NativeKernel("hybridlm_gla_step", "q", "k", "v", "decay", "state", "o")
 
 OPS.define(
     "gated_linear_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? initial_state, float scale, "
@@ -22,41 +30,28 @@ OPS.define(
 )
 
 
-def gated_linear_attention_native(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    *,
-    scale: float,
-    initial_state: Tensor | None,
-    sequences: Sequences,
-    chunk_size: int,
-    recompute: bool,
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_linear_attention_reference`, any chunk_size: the kernels work on 16 tokens at a time.
+def run(x: LinearArguments) -> tuple[Tensor, Tensor]:
+    """As the reference, any chunk_size: the kernels work on 16 tokens at a time.
 
     Half-precision inputs multiply in float32. Kept for backward besides the inputs: a state per 64 tokens; nothing with
     recompute, which runs the forward pass again.
     """
-    dtype = v.dtype
-    q, k, v = (x.to(kernel_dtype(dtype)) for x in (q, k, v))
-    bounds = list(sequences.starts)
-    o, state = _GatedLinearAttention.apply(q, k, v, g, initial_state, scale, bounds, chunk_size, recompute)  # type: ignore[misc]
+    dtype = x.v.dtype
+    q, k, v = (a.to(kernel_dtype(dtype)) for a in (x.q, x.k, x.v))
+    bounds = list(x.sequences.starts)
+    o, state = _GatedLinearAttention.apply(q, k, v, x.g, x.initial_state, x.scale, bounds, x.chunk_size, x.recompute)  # type: ignore[misc]
     return o.to(dtype), state
 
 
-def gated_linear_attention_step_native(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, state: Tensor, scale: float
-) -> Tensor:
-    """q, k: [N, H, K]; v: [N, H, V]; g: [N, H, K], [N, H] or None; updates state [N, H, K, V]; returns o [N, H, V]."""
-    (N, H, K), V, dtype = q.shape, v.shape[-1], v.dtype
-    q, k, v = (x.to(kernel_dtype(dtype)).contiguous() for x in (q, k, v))
-    decay = decays(g, k, state.dtype)
-    decay = (decay if decay.ndim == 3 else decay[..., None]).expand(N, H, K).contiguous()
+def step(x: LinearStepArguments) -> Tensor:
+    """As the reference's."""
+    dtype = x.v.dtype
+    q, k, v = (a.to(kernel_dtype(dtype)).contiguous() for a in (x.q, x.k, x.v))
+    decay = decays(x.g, k, x.state.dtype)
+    if decay.ndim == 2:
+        decay = decay[..., None].expand(k.shape).contiguous()
     o = torch.empty_like(v)
-    tensors = [q, k, v, decay, state, o]
-    call("hybridlm_gla_step", v.dtype, tensors, bounds=range(N + 1), heads=H, K=K, V=V, scale=scale)
+    STEP(_call(q, v, range(len(q) + 1), x.scale), q=q, k=k, v=v, decay=decay, state=x.state, o=o)
     return o.to(dtype)
 
 
@@ -86,39 +81,45 @@ class _GatedLinearAttention(torch.autograd.Function):
         return dq, dk, dv, dg, None if initial_state is None else dinitial, None, None, None, None
 
 
-def _call(direction: str, g: Tensor | None, tensors: list[Tensor | None], scale: float, bounds: list[int]) -> None:
-    q, v = tensors[0], tensors[2]
-    assert q is not None and v is not None
-    H, K = q.shape[2:]
-    gate = "vector" if g is not None and g.ndim == 4 else "head"
-    function = f"hybridlm_gla_{gate}_{direction}"
-    call(function, v.dtype, tensors, bounds=bounds, heads=H, K=K, V=v.shape[-1], scale=scale)
+def _call(q: Tensor, v: Tensor, bounds: Sequence[int], scale: float) -> NativeCall:
+    return NativeCall(v.dtype, bounds, heads=q.shape[-2], K=q.shape[-1], V=v.shape[-1], scale=scale)
 
 
-def _prepared(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> list[Tensor]:
-    """q, k, v, exp(g) as the kernels read them."""
-    decay = decays(g, k, torch.promote_types(v.dtype, torch.float32))
-    return [x.contiguous() for x in (q, k, v, decay)]
+def _kind(g: Tensor | None) -> str:
+    return "vector" if g is not None and g.ndim == 4 else "head"
+
+
+def _inputs(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> dict[str, Tensor]:
+    """As the kernels read them."""
+    inputs = {"q": q, "k": k, "v": v, "decay": decays(g, k, torch.promote_types(v.dtype, torch.float32))}
+    return {name: x.contiguous() for name, x in inputs.items()}
 
 
 def _forward(q, k, v, g, initial_state, scale, bounds, chunk_size, keep):
-    inputs = _prepared(q, k, v, g)
-    shape = (len(bounds) - 1, *q.shape[2:], v.shape[-1])
+    inputs = _inputs(q, k, v, g)
+    dtype = inputs["decay"].dtype
+    state_shape = (*q.shape[2:], v.shape[-1])
     o = empty(v.shape, v.dtype)
-    final_state = empty(shape, inputs[3].dtype)
-    states = empty((n_segments(bounds), *shape[1:]) if keep else (0,), inputs[3].dtype)
-    initial = None if initial_state is None else initial_state.contiguous()
-    _call("forward", g, [*inputs, initial, states if keep else None, o, final_state], scale, bounds)
+    final_state = empty((len(bounds) - 1, *state_shape), dtype)
+    states = empty((n_segments(bounds), *state_shape) if keep else (0,), dtype)
+    FORWARD[_kind(g)](
+        _call(q, v, bounds, scale), **inputs,
+        initial_state=None if initial_state is None else initial_state.contiguous(),
+        states=states if keep else None, o=o, final_state=final_state,
+    )  # fmt: skip
     return o, final_state, states
 
 
 def _backward(q, k, v, g, states, do, dstate, scale, bounds, chunk_size):
-    inputs = _prepared(q, k, v, g)
+    inputs = _inputs(q, k, v, g)
     dstate = dstate.contiguous()
-    dq, dk, dv, dg = (empty(x.shape, x.dtype) for x in inputs)
+    dq, dk, dv, dg = (empty(x.shape, x.dtype) for x in inputs.values())
     dinitial = torch.empty_like(dstate)
-    tensors = [*inputs, None, states, do.contiguous(), dstate, dq, dk, dv, dg, dinitial]
-    _call("backward", g, tensors, scale, bounds)
+    BACKWARD[_kind(g)](
+        _call(q, v, bounds, scale), **inputs,
+        initial_state=None, states=states, dout=do.contiguous(), dfinal_state=dstate,
+        dq=dq, dk=dk, dv=dv, dg=dg, dinitial_state=dinitial,
+    )  # fmt: skip
     return dq, dk, dv, dg if g is None else dg.to(g.dtype), dinitial
 
 

@@ -1,17 +1,27 @@
 """One token of gated linear attention, for decoding."""
 
-import torch
 from torch import Tensor
 
-from ..shared.checks import state_dtype
+from ..operator import step
+from . import reference
+from .arguments import LinearStepArguments
 
 
-def gated_linear_attention_step_reference(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, state: Tensor, scale: float
+@step(reference=reference.step, native="native:step", triton="triton_step:run")
+def gated_linear_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    *,
+    state: Tensor,
+    scale: float | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """q, k: [N, H, K]; v: [N, H, V]; g: [N, H, K] or [N, H]; updates state [N, H, K, V] in place; returns o."""
-    dtype = state_dtype(v.dtype)
-    if g is not None:
-        state *= (g if g.ndim == 3 else g.unsqueeze(-1)).to(dtype).exp().unsqueeze(-1)
-    state += torch.einsum("nhk,nhv->nhkv", k.to(dtype), v.to(dtype))
-    return torch.einsum("nhkv,nhk->nhv", state, scale * q.to(dtype)).to(v.dtype)
+    """One token of `gated_linear_attention` for each of N sequences: updates `state` in place, without autograd.
+
+    q, k: [N, H, K]. v: [N, H, V]. g: [N, H, K], [N, H] or None. state: [N, H, K, V], contiguous. Dtypes as in
+    `gated_linear_attention`; the range of g is not looked at. Returns o [N, H, V] in v's dtype. Raises ValueError on
+    inputs that do not fit, BackendUnavailable on a backend that cannot run here.
+    """
+    return gated_linear_attention_step.run(LinearStepArguments.checked(q, k, v, g, state=state, scale=scale), backend)

@@ -13,37 +13,26 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..shared.sequences import Sequences
 from ..shared.triton_chunk_scan import scan_backward, scan_forward, scan_states
 from ..shared.triton_common import Tables, check_inputs, chunk_length, contiguous, padded, precision, tables
+from .arguments import LinearArguments
 from .triton_scalar import gradients_scalar
 from .triton_vector import gradients_vector, prepare_vector
 
 
-def gated_linear_attention_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    *,
-    scale: float,
-    initial_state: Tensor | None,
-    sequences: Sequences,
-    chunk_size: int,
-    recompute: bool,
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_linear_attention_reference`; head dims up to 256, float32, bfloat16 and float16.
+def run(x: LinearArguments) -> tuple[Tensor, Tensor]:
+    """As the reference; head dims up to 256, float32, bfloat16 and float16.
 
     Half-precision inputs multiply in their own dtype and add in float32; the state between chunks stays float32.
     """
-    K, V = q.shape[3], v.shape[3]
-    check_inputs("gated_linear_attention", v, K=K, V=V)
-    layout = tables(sequences, chunk_length(sequences, K, chunk_size), v.device)
-    q, k, v, g, initial_state = inputs = contiguous(q, k, v, g, initial_state)
+    K, V = x.q.shape[3], x.v.shape[3]
+    check_inputs("gated_linear_attention", x.v, K=K, V=V)
+    layout = tables(x.sequences, chunk_length(x.sequences, K, x.chunk_size), x.device)
+    q, k, v, g, initial_state = inputs = contiguous(x.q, x.k, x.v, x.g, x.initial_state)
     with torch.cuda.device_of(v):
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-            return _GatedLinearAttention.apply(*inputs, scale, layout, recompute)  # type: ignore[return-value]
-        return _forward(q, k, v, g, initial_state, scale, layout, keep_states=False)[:2]
+        if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in inputs):
+            return _GatedLinearAttention.apply(*inputs, x.scale, layout, x.recompute)  # type: ignore[return-value]
+        return _forward(q, k, v, g, initial_state, x.scale, layout, keep_states=False)[:2]
 
 
 class _GatedLinearAttention(torch.autograd.Function):
@@ -101,7 +90,7 @@ def _prepare(q: Tensor, k: Tensor, g: Tensor | None, scale: float, layout: Table
     read, written = torch.empty_like(q), torch.empty_like(k)
     decay = q.new_empty(layout.n_chunks, H, K, dtype=torch.float32)
     prepare_vector[(layout.n_chunks * H,)](
-        q, k, g, scores, read, written, decay, layout.chunk, scale,
+        q=q, k=k, g=g, scores=scores, read=read, written=written, decay=decay, chunks=layout.chunk, scale=scale,
         H=H, K=K, C=C, BK=_channels(K, q.dtype != torch.float32), LEVELS=C.bit_length() - 1, PREC=precision(q.dtype),
         num_warps=4,
     )  # fmt: skip
@@ -114,16 +103,18 @@ def _gradients(
     """dq, dk, dg."""
     (H, K), V, C = q.shape[2:], v.shape[3], layout.size
     dq, dk, dg = torch.empty_like(q), torch.empty_like(k), None if g is None else torch.empty_like(g)
-    arguments = (q, k, v, g, do, h, dh, dq, dk, dg, layout.chunk, scale, H, K, V, C)
     half = q.dtype != torch.float32
-    options: dict[str, Any] = {"BK": _channels(K, half), "PREC": precision(q.dtype), "num_warps": 4 if half else 8}
+    BK = _channels(K, half)
     if g is None or g.ndim == 3:
-        BV = min(padded(V), 64 if half else 32)
-        gradients_scalar[(layout.n_chunks * H,)](*arguments, BV=BV, num_stages=2 if half else 1, **options)
+        kernel, grid = gradients_scalar, (layout.n_chunks * H,)
+        options = {"BV": min(padded(V), 64 if half else 32), "num_stages": 2 if half else 1}
     else:
-        grid = (layout.n_chunks * H * triton.cdiv(K, options["BK"]),)
-        options |= {"BV": min(padded(V), 32), "num_stages": 2 if half and V > 64 else 1, "LEVELS": C.bit_length() - 1}
-        gradients_vector[grid](*arguments, **options)
+        kernel, grid = gradients_vector, (layout.n_chunks * H * triton.cdiv(K, BK),)
+        options = {"BV": min(padded(V), 32), "num_stages": 2 if half and V > 64 else 1, "LEVELS": C.bit_length() - 1}
+    kernel[grid](
+        q=q, k=k, v=v, g=g, do=do, h=h, dh=dh, dq=dq, dk=dk, dg=dg, chunks=layout.chunk, scale=scale,
+        H=H, K=K, V=V, C=C, BK=BK, PREC=precision(q.dtype), num_warps=4 if half else 8, **options,
+    )  # fmt: skip
     return dq, dk, dg
 
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shared.triton_common import check_inputs, contiguous, kernel, padded
+from .arguments import LinearStepArguments
 
 
 @kernel("gated_linear_attention_step", do_not_specialize=["scale"])
@@ -33,19 +34,17 @@ def linear_attention_step(
     tl.store(o + head * V + value, tl.sum(b_q[:, None] * b_state, 0).to(o.dtype.element_ty), mask=value < V)
 
 
-def gated_linear_attention_step_triton(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, state: Tensor, scale: float
-) -> Tensor:
-    """Same contract as `gated_linear_attention_step_reference`, for float32, bfloat16, float16 and head dims to 256."""
-    K, V = state.shape[2:]
-    check_inputs("gated_linear_attention_step", v, K=K, V=V)
-    q, k, v, g = contiguous(q, k, v, g)
+def run(x: LinearStepArguments) -> Tensor:
+    """As the reference's step, for float32, bfloat16, float16 and head dims to 256."""
+    N, H, K, V = x.state.shape
+    check_inputs("gated_linear_attention_step", x.v, K=K, V=V)
+    q, k, v, g = contiguous(x.q, x.k, x.v, x.g)
     o = torch.empty_like(v)
     BV = min(padded(V), 32)  # a row of 128 bytes
-    grid = (state.shape[0] * state.shape[1] * triton.cdiv(V, BV),)
-    with torch.cuda.device_of(state):
+    grid = (N * H * triton.cdiv(V, BV),)
+    with torch.cuda.device_of(x.state):
         linear_attention_step[grid](
-            q, k, v, g, state, o, scale,
+            q=q, k=k, v=v, g=g, state=x.state, o=o, scale=x.scale,
             K=K, V=V, BK=padded(K), BV=BV, PER_CHANNEL=g is not None and g.ndim == 3, num_warps=4,
         )  # fmt: skip
     return o

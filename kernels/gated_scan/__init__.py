@@ -1,30 +1,30 @@
 """Gated scan: the element-wise linear recurrence of HGRN."""
 
-import torch
 from torch import Tensor
 
-from ..availability import NATIVE, TRITON, fla_unavailable
-from ..backend import choose, register
-from ..shared import checks
+from ..operator import operator
 from ..shared.sequences import Sequences
-from .chunked import gated_scan_chunked
-from .fla import gated_scan_fla
-from .reference import gated_scan_reference
-from .step import gated_scan_step_reference
+from . import chunked, fla, reference
+from .arguments import ScanArguments
+from .step import gated_scan_step
 
-__all__ = ["gated_scan", "gated_scan_step"]
-
-register("gated_scan", "reference", gated_scan_reference)
-register("gated_scan", "fla", gated_scan_fla, unavailable=fla_unavailable)
-register("gated_scan", "chunked", gated_scan_chunked, auto_on=None)
-register("gated_scan", "native", "gated_scan.native:gated_scan_native", **NATIVE)
-register("gated_scan", "triton", "gated_scan.triton_scan:gated_scan_triton", **TRITON)
-
-register("gated_scan_step", "reference", gated_scan_step_reference, auto_on=None)
-register("gated_scan_step", "native", "gated_scan.native:gated_scan_step_native", **NATIVE)
-register("gated_scan_step", "triton", "gated_scan.triton_step:gated_scan_step_triton", **TRITON)
+__all__ = ["gated_scan", "gated_scan_flops", "gated_scan_step"]
 
 
+def gated_scan_flops() -> float:
+    """Forward matmul FLOPs per token: none, it multiplies element by element."""
+    return 0.0
+
+
+@operator(
+    step=gated_scan_step,
+    flops=gated_scan_flops,
+    reference=reference.run,
+    chunked=chunked.run,
+    native="native:run",
+    triton="triton_scan:run",
+    fla=fla.run,
+)
 def gated_scan(
     x: Tensor,
     g: Tensor,
@@ -50,40 +50,6 @@ def gated_scan(
     do not fit (on a GPU the values of g are not looked at: the Triton kernels make NaN of wrong ones),
     BackendUnavailable on a backend that cannot run here.
     """
-    if x.ndim < 3:
-        raise ValueError(f"x has {x.ndim} dimensions; allowed: 3 or more, [B, T, ...]")
-    _check_input_and_gate(x, g, "x's [B, T, ...]")
-    sequences = Sequences.given(x, cu_seqlens, sequences)
-    state_shape = [len(sequences), *x.shape[2:]]
-    if initial_state is not None:
-        checks.check_state("initial_state", initial_state, state_shape, "[N, ...]", x.dtype)
-    run = choose("gated_scan", backend, x.device)
-    if x.numel() == 0:
-        state = checks.no_tokens_state(initial_state, state_shape, x)
-        return x.clone(), state if output_final_state else None
-    checks.check_log_decay(g)
-    with torch.autocast(x.device.type, enabled=False):  # the op sets its own precision
-        h, state = run(x, g, initial_state=initial_state, sequences=sequences)
+    arguments = ScanArguments.checked(x, g, initial_state=initial_state, cu_seqlens=cu_seqlens, sequences=sequences)
+    h, state = gated_scan.run(arguments, backend)
     return h, state if output_final_state else None
-
-
-@torch.no_grad()
-def gated_scan_step(x: Tensor, g: Tensor, *, state: Tensor, backend: str = "auto") -> Tensor:
-    """One token of `gated_scan` for each of N sequences: updates `state` in place, without autograd.
-
-    x, g: [N, ...]. state: the same shape, contiguous. Dtypes as in `gated_scan`; the range of g is not looked at.
-    Returns h [N, ...] in x's dtype. Raises ValueError on inputs that do not fit, BackendUnavailable on a backend that
-    cannot run here.
-    """
-    if x.ndim < 2:
-        raise ValueError(f"x has {x.ndim} dimensions; allowed: 2 or more, [N, ...]")
-    _check_input_and_gate(x, g, "x's [N, ...]")
-    checks.check_written_state(state, list(x.shape), "x's [N, ...]", x.dtype)
-    run = choose("gated_scan_step", backend, x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        return run(x, g, state=state)
-
-
-def _check_input_and_gate(x: Tensor, g: Tensor, meaning: str) -> None:
-    checks.check_dtypes(x=x)
-    checks.check_gate("g", g, list(x.shape), meaning, x, "x")

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ..shared.checks import state_dtype
 from ..shared.sequences import Sequences
+from .arguments import ScanArguments
 
 BLOCKS = 16  # the fastest of 1 .. 64 for 512 to 4096 tokens of 64 to 1024 channels
 
@@ -28,12 +29,11 @@ class Ends(NamedTuple):
     member: Tensor
 
 
-def gated_scan_chunked(
-    x: Tensor, g: Tensor, *, initial_state: Tensor | None, sequences: Sequences
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_scan_reference`; half-precision inputs are scanned in float32."""
+def run(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
+    """As the reference; half-precision inputs are scanned in float32."""
+    x, g, initial_state, sequences = arguments
     if initial_state is None:
-        initial_state = x.new_zeros(len(sequences), *x.shape[2:], dtype=state_dtype(x.dtype))
+        initial_state = x.new_zeros(arguments.state_shape, dtype=state_dtype(x.dtype))
     ends = sequences.once(_ends, x.device)
     h, state = _ChunkedScan.apply(x.flatten(2), g.flatten(2), initial_state.flatten(1), ends)  # type: ignore[misc]
     return h.view(x.shape), state.view(initial_state.shape)

@@ -4,15 +4,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..shared.sequences import Sequences
+from .arguments import ScanArguments
 
 
-def gated_scan_fla(
-    x: Tensor, g: Tensor, *, initial_state: Tensor | None, sequences: Sequences
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_scan_reference`, within the library's own limits on dtypes."""
+def run(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
+    """As the reference, within the library's own limits on dtypes."""
     from fla.ops.hgrn import fused_recurrent_hgrn
 
+    x, g, initial_state, sequences = arguments
     op: Any = fused_recurrent_hgrn  # its decorators hide the signature
     h, state = op(
         x=x.flatten(2).float(),  # it returns the final state in x's dtype

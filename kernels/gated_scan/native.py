@@ -1,13 +1,18 @@
-"""The gated scan by the C++ kernels of gated_scan.cpp."""
+"""The gated scan by the C++ kernels of native.cpp; a step is a scan of one token."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..native.library import OPS, call, decays, empty, kernel_dtype, n_segments
-from ..shared.sequences import Sequences
+from ..native.library import OPS, NativeCall, NativeKernel, decays, empty, kernel_dtype, n_segments
+from .arguments import ScanArguments, ScanStepArguments
+
+_PROBLEM = ("x", "decay", "initial_state", "states")
+FORWARD = NativeKernel("hybridlm_gated_scan_forward", *_PROBLEM, "h", "final_state")
+BACKWARD = NativeKernel("hybridlm_gated_scan_backward", *_PROBLEM, "dh", "dfinal_state", "dx", "dg", "dinitial_state")
 
 OPS.define(
     "gated_scan_forward(Tensor x, Tensor g, Tensor? initial_state, int[] bounds, bool keep) "
@@ -19,23 +24,24 @@ OPS.define(
 )
 
 
-def gated_scan_native(
-    x: Tensor, g: Tensor, *, initial_state: Tensor | None, sequences: Sequences
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_scan_reference`; keeps a state per 64 tokens for backward besides the inputs."""
+def run(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
+    """As the reference; keeps a state per 64 tokens for backward besides the inputs."""
+    x, g, initial_state, sequences = arguments
     dtype = x.dtype
     h, state = _GatedScan.apply(x.to(kernel_dtype(dtype)), g, initial_state, list(sequences.starts))  # type: ignore[misc]
     return h.to(dtype), state
 
 
-def gated_scan_step_native(x: Tensor, g: Tensor, *, state: Tensor) -> Tensor:
-    """x, g: [N, ...]; updates state [N, ...] in place; returns h [N, ...]."""
+def step(arguments: ScanStepArguments) -> Tensor:
+    """As the reference's."""
+    x, g, state = arguments
     dtype = x.dtype
     x = x.to(kernel_dtype(dtype)).contiguous()
     h = torch.empty_like(x)
-    bounds = range(len(x) + 1)  # sequences of one token; the kernel reads a state before it writes it
-    tensors = [x, decays(g, x, state.dtype), state, None, h, state]
-    call("hybridlm_gated_scan_forward", x.dtype, tensors, bounds=bounds, heads=1, K=x[0].numel(), V=1)
+    FORWARD(  # sequences of one token; the kernel reads a state before it writes it
+        _call(x[0], range(len(x) + 1)),
+        x=x, decay=decays(g, x, state.dtype), initial_state=state, states=None, h=h, final_state=state,
+    )  # fmt: skip
     return h.to(dtype)
 
 
@@ -56,25 +62,31 @@ class _GatedScan(torch.autograd.Function):
         return dx, dg, dinitial if ctx.has_state else None, None
 
 
+def _call(token: Tensor, bounds: Sequence[int]) -> NativeCall:
+    """Every element of a token is a channel of the one head."""
+    return NativeCall(token.dtype, bounds, heads=1, K=token.numel(), V=1)
+
+
 def _forward(x, g, initial_state, bounds, keep):
     dtype = torch.promote_types(x.dtype, torch.float32)
-    inputs = [x.contiguous(), decays(g, x, dtype)]
     h = empty(x.shape, x.dtype)
     final_state = empty((len(bounds) - 1, *x.shape[2:]), dtype)
     states = empty((n_segments(bounds), *x.shape[2:]) if keep else (0,), dtype)
-    initial = None if initial_state is None else initial_state.contiguous()
-    tensors = [*inputs, initial, states if keep else None, h, final_state]
-    call("hybridlm_gated_scan_forward", x.dtype, tensors, bounds=bounds, heads=1, K=x[0, 0].numel(), V=1)
+    FORWARD(
+        _call(x[0, 0], bounds), x=x.contiguous(), decay=decays(g, x, dtype),
+        initial_state=None if initial_state is None else initial_state.contiguous(),
+        states=states if keep else None, h=h, final_state=final_state,
+    )  # fmt: skip
     return h, final_state, states
 
 
 def _backward(x, g, states, dh, dstate, bounds):
-    inputs = [x.contiguous(), decays(g, x, dstate.dtype)]
-    dstate = dstate.contiguous()
-    dx, dg = (empty(y.shape, y.dtype) for y in inputs)
-    dinitial = torch.empty_like(dstate)
-    tensors = [*inputs, states, dh.contiguous(), dstate, dx, dg, dinitial]
-    call("hybridlm_gated_scan_backward", x.dtype, tensors, bounds=bounds, heads=1, K=x[0, 0].numel(), V=1)
+    x, decay, dstate = x.contiguous(), decays(g, x, dstate.dtype), dstate.contiguous()
+    dx, dg, dinitial = empty(x.shape, x.dtype), empty(decay.shape, decay.dtype), torch.empty_like(dstate)
+    BACKWARD(
+        _call(x[0, 0], bounds), x=x, decay=decay, initial_state=None, states=states,
+        dh=dh.contiguous(), dfinal_state=dstate, dx=dx, dg=dg, dinitial_state=dinitial,
+    )  # fmt: skip
     return dx, dg.to(g.dtype), dinitial
 
 

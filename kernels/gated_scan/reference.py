@@ -4,16 +4,15 @@ import torch
 from torch import Tensor
 
 from ..shared.checks import state_dtype
-from ..shared.sequences import Sequences
+from .arguments import ScanArguments, ScanStepArguments
 
 
-def gated_scan_reference(
-    x: Tensor, g: Tensor, *, initial_state: Tensor | None, sequences: Sequences
-) -> tuple[Tensor, Tensor]:
+def run(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
     """h_t = exp(g_t) h_{t-1} + x_t.
 
-    Computed in float32, or float64 if x is. Shapes as in `gated_scan`; returns h and every sequence's last state.
+    Computed in float32, or float64 if x is. Returns h and every sequence's last state.
     """
+    x, g, initial_state, sequences = arguments
     dtype = state_dtype(x.dtype)
     decays, inputs = g.to(dtype).exp().flatten(0, 1), x.to(dtype).flatten(0, 1)  # [B*T, ...]
     outputs, states = [], []
@@ -26,3 +25,11 @@ def gated_scan_reference(
         states.append(state)
         position += length
     return torch.stack(outputs).view_as(x).to(x.dtype), torch.stack(states)
+
+
+def step(arguments: ScanStepArguments) -> Tensor:
+    """One token of each sequence: updates the state in place, returns h [N, ...]."""
+    x, g, state = arguments
+    state *= g.to(state_dtype(x.dtype)).exp()
+    state += x
+    return state.to(x.dtype, copy=True)

@@ -2,11 +2,17 @@
 
 from torch import Tensor
 
-from ..shared.checks import state_dtype
+from ..operator import step
+from . import reference
+from .arguments import ScanStepArguments
 
 
-def gated_scan_step_reference(x: Tensor, g: Tensor, *, state: Tensor) -> Tensor:
-    """x, g: [N, ...]; updates state [N, ...] in place; returns h [N, ...]."""
-    state *= g.to(state_dtype(x.dtype)).exp()
-    state += x
-    return state.to(x.dtype, copy=True)
+@step(reference=reference.step, native="native:step", triton="triton_step:run")
+def gated_scan_step(x: Tensor, g: Tensor, *, state: Tensor, backend: str = "auto") -> Tensor:
+    """One token of `gated_scan` for each of N sequences: updates `state` in place, without autograd.
+
+    x, g: [N, ...]. state: the same shape, contiguous. Dtypes as in `gated_scan`; the range of g is not looked at.
+    Returns h [N, ...] in x's dtype. Raises ValueError on inputs that do not fit, BackendUnavailable on a backend that
+    cannot run here.
+    """
+    return gated_scan_step.run(ScanStepArguments.checked(x, g, state=state), backend)

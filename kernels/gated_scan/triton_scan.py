@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ..shared.sequences import Sequences
 from ..shared.triton_common import check_inputs, contiguous, kernel, multiprocessors, padded, tables
+from .arguments import ScanArguments
 
 TILE = 32  # tokens; a tile of 32 x 32 is 32 registers per tensor and thread of one warp
 LEAST_SEGMENT = 4 * TILE
@@ -168,13 +169,13 @@ class Launch(NamedTuple):
         if self.n_segments == 1:
             return None, None
         ends, decays = x.new_empty(2, self.n_sequences, self.n_segments, self.D, dtype=torch.float32).unbind()
-        self.run(scan_segment_ends, x, g, ends, decays, REVERSE=reverse)
+        self.run(scan_segment_ends, x=x, g=g, ends=ends, decays=decays, REVERSE=reverse)
         return ends, decays
 
-    def run(self, run: Any, *tensors: Tensor | None, **options: Any) -> None:
-        run[self.grid](
-            *tensors, self.sequence, self.n_segments, self.segment_size,
-            D=self.D, TILE=TILE, BD=self.BD, num_warps=1, **options,
+    def run(self, kernel: Any, **arguments: Any) -> None:
+        kernel[self.grid](
+            **arguments, sequence=self.sequence, n_segments=self.n_segments, segment_size=self.segment_size,
+            D=self.D, TILE=TILE, BD=self.BD, num_warps=1,
         )  # fmt: skip
 
 
@@ -191,13 +192,11 @@ def _plan(x: Tensor, sequences: Sequences) -> Launch:
     return Launch(sequence, len(sequences), D, _ceil(longest, segment_size), segment_size, BD)
 
 
-def gated_scan_triton(
-    x: Tensor, g: Tensor, *, initial_state: Tensor | None, sequences: Sequences
-) -> tuple[Tensor, Tensor]:
-    """Same contract as `gated_scan_reference`, for float32, bfloat16 and float16; the state is float32."""
-    check_inputs("gated_scan", x)
-    plan = _plan(x, sequences)
-    x, g, initial_state = contiguous(x, g, initial_state)
+def run(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
+    """As the reference, for float32, bfloat16 and float16; the state is float32."""
+    check_inputs("gated_scan", arguments.x)
+    plan = _plan(arguments.x, arguments.sequences)
+    x, g, initial_state = contiguous(arguments.x, arguments.g, arguments.initial_state)
     with torch.cuda.device_of(x):
         return _GatedScan.apply(x, g, initial_state, plan)  # type: ignore[return-value]
 
@@ -208,7 +207,10 @@ class _GatedScan(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         h = torch.empty_like(x)
         final_state = x.new_empty(plan.n_sequences, *x.shape[2:], dtype=torch.float32)
-        plan.run(scan_forward, x, g, initial_state, *plan.segment_ends(x, g, False), h, final_state)
+        ends, decays = plan.segment_ends(x, g, False)
+        plan.run(
+            scan_forward, x=x, g=g, initial_state=initial_state, ends=ends, decays=decays, h=h, final_state=final_state
+        )
         ctx.save_for_backward(g, h, initial_state)
         ctx.plan = plan
         return h, final_state
@@ -221,6 +223,9 @@ class _GatedScan(torch.autograd.Function):
         dh, dfinal = contiguous(torch.zeros_like(h) if dh is None else dh, dfinal)
         dx, dg = torch.empty_like(h), torch.empty_like(g)
         dinitial = torch.empty_like(initial_state) if ctx.needs_input_grad[2] else None
-        ends = plan.segment_ends(dh, g, True)
-        plan.run(scan_backward, dh, g, h, initial_state, dfinal, *ends, dx, dg, dinitial)
+        ends, decays = plan.segment_ends(dh, g, True)
+        plan.run(
+            scan_backward, dh=dh, g=g, h=h, initial_state=initial_state, dfinal=dfinal, ends=ends, decays=decays,
+            dx=dx, dg=dg, dinitial=dinitial,
+        )  # fmt: skip
         return dx, dg, dinitial, None

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shared.triton_common import check_inputs, contiguous, kernel
+from .arguments import ScanStepArguments
 
 BLOCK = 1024
 
@@ -21,11 +22,11 @@ def scan_step(x, g, state, h, n, BLOCK: tl.constexpr):
     tl.store(h + at, b_state.to(h.dtype.element_ty), mask=at < n)
 
 
-def gated_scan_step_triton(x: Tensor, g: Tensor, *, state: Tensor) -> Tensor:
-    """Same contract as `gated_scan_step_reference`, for float32, bfloat16 and float16."""
-    check_inputs("gated_scan_step", x)
-    x, g = contiguous(x, g)
+def run(arguments: ScanStepArguments) -> Tensor:
+    """As the reference's step, for float32, bfloat16 and float16."""
+    check_inputs("gated_scan_step", arguments.x)
+    x, g = contiguous(arguments.x, arguments.g)
     h = torch.empty_like(x)
-    with torch.cuda.device_of(state):
-        scan_step[(triton.cdiv(x.numel(), BLOCK),)](x, g, state, h, x.numel(), BLOCK=BLOCK)
+    with torch.cuda.device_of(x):
+        scan_step[(triton.cdiv(x.numel(), BLOCK),)](x=x, g=g, state=arguments.state, h=h, n=x.numel(), BLOCK=BLOCK)
     return h

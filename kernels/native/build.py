@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).parents[1]  # kernels/: each operator's folder holds its own, native/ what they share
 CACHE = Path(os.path.expanduser("~/.cache/hybridlm/native"))
 FLAGS = (
     "-std=c++17",
@@ -60,8 +60,8 @@ def cache_key(sources: Path) -> str:
     """Changes with the sources, the flags and the processor."""
     digest = hashlib.sha256(" ".join(flags()).encode())
     digest.update(_processor().encode())
-    for path in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")]):
-        digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
+    for path in sorted([*sources.glob("*/*.cpp"), *sources.glob("*/*.h")]):
+        digest.update(f"\0{path.relative_to(sources)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -77,11 +77,26 @@ def _processor() -> str:
 
 def library_path() -> Path:
     """Where the library for this machine is, or will be."""
-    return CACHE / f"{cache_key(SOURCES)}.so"
+    return _library_path(CACHE, SOURCES)
+
+
+@functools.cache
+def _library_path(cache: Path, sources: Path) -> Path:
+    return cache / f"{cache_key(sources)}.so"
+
+
+_seen: set[Path] = set()  # libraries that were there
 
 
 def is_built() -> bool:
-    return library_path().exists()
+    """Asked at every call of an operator: a library that was there is not looked for again."""
+    path = library_path()
+    if path in _seen:
+        return True
+    if path.exists():
+        _seen.add(path)
+        return True
+    return False
 
 
 def build() -> Path:
@@ -118,9 +133,10 @@ def build() -> Path:
 
 
 def _compile(command: str, folder: Path) -> Path:
-    sources = sorted(SOURCES.glob("*.cpp"))
-    _say(f"compiling the native kernels with {command}: {', '.join(x.stem for x in sources)} (less than a minute)")
-    objects = [folder / f"{source.stem}.o" for source in sources]
+    sources = sorted(SOURCES.glob("*/*.cpp"))
+    names = [f"{source.parent.name}/{source.stem}" for source in sources]
+    _say(f"compiling the native kernels with {command}: {', '.join(names)} (less than a minute)")
+    objects = [folder / f"{name.replace('/', '-')}.o" for name in names]
     jobs = [
         _start([command, *flags(), "-c", str(source), "-o", str(target)])
         for source, target in zip(sources, objects, strict=True)

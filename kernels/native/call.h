@@ -1,39 +1,30 @@
-// The boundary to Python (library.py): one plain struct per call, and threads over (sequence, head).
+// The boundary to Python (library.py): one plain struct per kernel, and threads over (sequence, head).
 #pragma once
+
+#include <memory>
 
 #include "chunk.h"
 
 namespace hybridlm {
 
+// How every struct of arguments begins. The pointers to tensors follow, by the names and in the order of the operator's
+// native.py; null where there is none.
 struct Call {
     int64_t dtype;  // of the tensors: 0 float32, 1 float64, 2 bfloat16
     int64_t threads;
     Layout layout;
     double scale;
-    void* const* tensors;  // in the order that each function documents by reading them; null where there is none
 };
 
-// Hands out the tensors of a call one after the other, as pointers of the type asked for.
-class Pointers {
-    void* const* next;
-
-   public:
-    explicit Pointers(const Call& call) : next(call.tensors) {}
-    template <class P>
-    operator P*() {
-        return static_cast<P*>(*next++);
-    }
-};
-
-// run(T, In): the type computed in and the type of the tensors.
-template <class Run>
-void by_dtype(int64_t dtype, Run run) {
-    if (dtype == 0)
-        run(float(), float());
-    else if (dtype == 1)
-        run(double(), double());
+// run(arguments) in the types of its tensors: Arguments<T, In> computes in T and reads In.
+template <template <class, class> class Arguments, class Run>
+void typed(const Call* call, Run run) {
+    if (call->dtype == 0)
+        run(*reinterpret_cast<const Arguments<float, float>*>(call));
+    else if (call->dtype == 1)
+        run(*reinterpret_cast<const Arguments<double, double>*>(call));
     else
-        run(float(), BFloat16());
+        run(*reinterpret_cast<const Arguments<float, BFloat16>*>(call));
 }
 
 // work(worker, i) for i in [0, tasks), each thread with a worker of its own. Tasks share no output, so that the result
@@ -48,6 +39,16 @@ void parallel(int64_t threads, int64_t tasks, Make make, Work work) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++) work(*worker, i);
     }
+}
+
+// Worker<T, In>(x).run(sequence, head) for every value head of x.problem, each thread with a worker of its own.
+template <template <class, class> class Worker, template <class, class> class Arguments, class T, class In>
+void for_each_head(const Arguments<T, In>& x) {
+    const Layout& layout = x.problem.layout();
+    int64_t heads = layout.value_heads();
+    parallel(
+        x.problem.call.threads, layout.n_sequences * heads, [&] { return std::make_unique<Worker<T, In>>(x); },
+        [&](Worker<T, In>& worker, int64_t i) { worker.run(i / heads, i % heads); });
 }
 
 }  // namespace hybridlm

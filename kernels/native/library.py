@@ -3,7 +3,8 @@
 import ctypes
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,21 +19,29 @@ SEGMENT = 64  # tokens between two kept states, as in chunk.h
 OPS = torch.library.Library("hybridlm_native", "DEF")
 
 
-class _Call(ctypes.Structure):
-    """`struct Call` of call.h."""
+CALL = (  # `struct Call` of call.h
+    ("dtype", ctypes.c_int64),
+    ("threads", ctypes.c_int64),
+    ("begin", ctypes.c_void_p),
+    ("n_sequences", ctypes.c_int64),
+    ("heads", ctypes.c_int64),
+    ("group", ctypes.c_int64),
+    ("K", ctypes.c_int64),
+    ("V", ctypes.c_int64),
+    ("scale", ctypes.c_double),
+)
 
-    _fields_ = (
-        ("dtype", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("begin", ctypes.c_void_p),
-        ("n_sequences", ctypes.c_int64),
-        ("heads", ctypes.c_int64),
-        ("group", ctypes.c_int64),
-        ("K", ctypes.c_int64),
-        ("V", ctypes.c_int64),
-        ("scale", ctypes.c_double),
-        ("tensors", ctypes.c_void_p),
-    )
+
+class NativeCall(NamedTuple):
+    """What a kernel is told besides its tensors; `bounds` are the N sequences' [N + 1] offsets."""
+
+    dtype: torch.dtype
+    bounds: Sequence[int]
+    heads: int
+    K: int
+    V: int
+    group: int = 1  # value heads per head
+    scale: float = 1.0
 
 
 @functools.cache
@@ -40,34 +49,39 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(library_path()))
 
 
-def call(
-    function: str,
-    dtype: torch.dtype,
-    tensors: Sequence[Tensor | None],
-    *,
-    bounds: Sequence[int],
-    heads: int,
-    group: int = 1,
-    K: int,
-    V: int,
-    scale: float = 1.0,
-) -> None:
-    """Run `function` on contiguous CPU tensors, in its own order; `bounds` are the N sequences' [N + 1] offsets."""
-    begin = (ctypes.c_int64 * len(bounds))(*bounds)
-    pointers = (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
-    arguments = _Call(
-        DTYPES[dtype],
-        torch.get_num_threads(),
-        ctypes.addressof(begin),
-        len(bounds) - 1,
-        heads,
-        group,
-        K,
-        V,
-        scale,
-        ctypes.addressof(pointers),
-    )
-    getattr(_library(), function)(ctypes.byref(arguments))
+class NativeKernel:
+    """A function of the library. What it takes is a struct in C++: `struct Call`, then pointers to these tensors, by
+    the same names and in the same order (tests/kernels/test_native_fields.py compares the two)."""
+
+    def __init__(self, function: str, *tensors: str) -> None:
+        self.function, self.tensors = function, tensors
+        fields = (*CALL, *((name, ctypes.c_void_p) for name in tensors))
+        self.struct = type("Arguments", (ctypes.Structure,), {"_fields_": fields})
+
+    @functools.cached_property
+    def _run(self) -> Callable[[Any], None]:
+        run = getattr(_library(), self.function)
+        run.restype = None
+        return run
+
+    def __call__(self, call: NativeCall, /, **tensors: Tensor | None) -> None:
+        """On contiguous CPU tensors, the inputs of the call's dtype."""
+        if tensors.keys() != set(self.tensors):
+            raise TypeError(f"{self.function} takes {', '.join(self.tensors)}; given: {', '.join(tensors)}")
+        begin = (ctypes.c_int64 * len(call.bounds))(*call.bounds)
+        arguments = self.struct(
+            DTYPES[call.dtype],
+            torch.get_num_threads(),
+            ctypes.addressof(begin),
+            len(call.bounds) - 1,
+            call.heads,
+            call.group,
+            call.K,
+            call.V,
+            call.scale,
+            *[None if (x := tensors[name]) is None else x.data_ptr() for name in self.tensors],
+        )
+        self._run(ctypes.byref(arguments))
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -24,6 +24,9 @@ With the delta correction (gates per head or none): `inverse` = T [B, T, HV, C] 
 All tensors contiguous, head dims 1 to 256, q, k [B, T, H, K], v [B, T, HV, V], HV a multiple of H.
 """
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -244,6 +247,7 @@ def chunk_scan_backward(
         tl.store(dinitial + state_offset + at_s, dstate, mask=in_state)
 
 
+@lru_cache(maxsize=256)
 def blocks(K: int, V: int, heads: int, dtype: torch.dtype, n_processors: int) -> dict[str, int]:
     """Columns of the state per program, for `heads` states: as many as registers hold and still fill the device."""
     BK = padded(K)
@@ -253,13 +257,14 @@ def blocks(K: int, V: int, heads: int, dtype: torch.dtype, n_processors: int) ->
     return {"BK": BK, "BV": BV, "num_warps": 4, "num_stages": 2 if dtype.itemsize == 2 else 1}
 
 
-def _launch(run, q: Tensor | None, k: Tensor, v: Tensor, arguments: tuple, tables: Tables, scale: float) -> None:
+def _sizes(k: Tensor, v: Tensor, tables: Tables) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid of a launch, and its arguments besides tensors and scale."""
     H, K = k.shape[2:]
     HV, V = v.shape[2:]
     heads = tables.n_sequences * HV
     options = blocks(K, V, heads, v.dtype, multiprocessors(v.device))
-    grid = (heads * triton.cdiv(V, options["BV"]),)
-    run[grid](q, k, v, *arguments, tables.sequence, scale, H, HV, K, V, tables.size, PREC=precision(v.dtype), **options)
+    sizes = {"sequence": tables.sequence, "H": H, "HV": HV, "K": K, "V": V, "C": tables.size}
+    return (heads * triton.cdiv(V, options["BV"]),), sizes | {"PREC": precision(v.dtype), **options}
 
 
 def scan_forward(
@@ -285,8 +290,11 @@ def scan_forward(
     o = torch.empty_like(v)
     h = v.new_empty(tables.n_chunks, HV, K, V) if keep_states else None
     final_state = v.new_empty(tables.n_sequences, HV, K, V, dtype=torch.float32)
-    arguments = (g, beta, inverse, scores, decay, initial_state, o, h, e, final_state)
-    _launch(chunk_scan_forward, q, k, v, arguments, tables, scale)
+    grid, sizes = _sizes(k, v, tables)
+    chunk_scan_forward[grid](
+        q=q, k=k, v=v, g=g, beta=beta, inverse=inverse, scores=scores, decay=decay, initial_state=initial_state,
+        o=o, h=h, e=e, final_state=final_state, scale=scale, **sizes,
+    )  # fmt: skip
     return o, final_state, h
 
 
@@ -304,8 +312,11 @@ def scan_states(
 ) -> Tensor:
     """The states before each chunk (and E) alone, as in `scan_forward`: backward calls it if they were not kept."""
     h = v.new_empty(tables.n_chunks, v.shape[2], k.shape[3], v.shape[3])
-    arguments = (g, beta, inverse, None, decay, initial_state, None, h, e, None)
-    _launch(chunk_scan_forward, None, k, v, arguments, tables, 1.0)
+    grid, sizes = _sizes(k, v, tables)
+    chunk_scan_forward[grid](
+        q=None, k=k, v=v, g=g, beta=beta, inverse=inverse, scores=None, decay=decay, initial_state=initial_state,
+        o=None, h=h, e=e, final_state=None, scale=1.0, **sizes,
+    )  # fmt: skip
     return h
 
 
@@ -331,6 +342,9 @@ def scan_backward(
     dv = torch.empty_like(do)
     dh = do.new_empty(tables.n_chunks, HV, K, V)
     dinitial = do.new_empty(tables.n_sequences, HV, K, V, dtype=torch.float32) if initial else None
-    arguments = (g, beta, inverse, scores, decay, dfinal, dv, dh, dinitial)
-    _launch(chunk_scan_backward, q, k, do, arguments, tables, scale)
+    grid, sizes = _sizes(k, do, tables)
+    chunk_scan_backward[grid](
+        q=q, k=k, do=do, g=g, beta=beta, inverse=inverse, scores=scores, decay=decay, dfinal=dfinal,
+        dv=dv, dh=dh, dinitial=dinitial, scale=scale, **sizes,
+    )  # fmt: skip
     return dv, dh, dinitial

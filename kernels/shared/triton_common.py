@@ -13,9 +13,9 @@ from triton import knobs
 from .sequences import Sequences
 
 if knobs.runtime.interpret:
-    from . import interpreter
+    from .triton_interpreter import install
 
-    interpreter.install()
+    install()
 
 jit: Any = triton.jit  # as Any, so that type checkers let a kernel call another
 MAX_HEAD_DIM = 256

@@ -1,4 +1,17 @@
-"""The repairs of `interpreter.py` that reach into triton's interpreter; `repair()` puts them in place."""
+"""Triton's interpreter, made to compute what the hardware computes: the one place where this project works around it.
+
+With TRITON_INTERPRET=1 kernels run on CPU tensors, one program after the other. As shipped in triton 3.7.1 it
+- stores bfloat16 as uint16 and adds, compares and multiplies the bit patterns, without an error,
+- truncates float32 -> bfloat16, where the hardware rounds to the nearest, ties to even,
+- multiplies float32 matrices in full precision whatever `input_precision` says, and refuses bf16x3 and bf16x6,
+- hands out loop variables as Python ints, so that `i.to(tl.int64)` fails.
+`install()` repairs these, in this process only; the numbers themselves are in `arithmetic.py`.
+
+Upstream calls bfloat16 unsupported in the interpreter and has closed the repairs that were offered:
+https://github.com/triton-lang/triton/issues/11584, https://github.com/triton-lang/triton/pull/11585 (dot) and
+https://github.com/triton-lang/triton/pull/10945 (arithmetic). A test in tests/kernels/test_interpreter.py runs the
+interpreter as shipped and fails once it is right, so that this file can go.
+"""
 
 import ast
 import dataclasses
@@ -10,11 +23,11 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from .interpreter import bfloat16_to_float32, float32_to_bfloat16, multiply
+from .arithmetic import bfloat16_to_float32, float32_to_bfloat16, multiply
 
 
-def repair() -> None:
-    """Idempotent. Kernels that ran before are rewritten at their next launch."""
+def install() -> None:
+    """Does nothing the second time. Kernels that ran before are rewritten at their next launch."""
     builder: Any = interpreter.interpreter_builder
     if isinstance(builder, HardwareBuilder):
         return

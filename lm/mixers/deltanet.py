@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
+from ...kernels import gated_delta_rule, gated_delta_rule_flops
 from ..parts.context import Context
 from ..parts.norm import RMSNorm, l2_normalize
 from ..parts.state import LayerState
@@ -62,7 +62,6 @@ class DeltaNet(RecurrentMixer):
         q, k, v = qkv.unflatten(-1, (3, self.n_heads, self.head_dim)).unbind(-3)  # [B, T, H, K]
         o = self.recur(
             gated_delta_rule,
-            gated_delta_rule_step,
             (l2_normalize(q), l2_normalize(k), v, None, self._write_strength(x)),
             sequences,
             state,

@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
+from ...kernels import gated_delta_rule, gated_delta_rule_flops
 from ..parts.context import Context
 from ..parts.norm import RMSNorm, l2_normalize
 from ..parts.state import LayerState
@@ -81,7 +81,6 @@ class GatedDeltaNet(RecurrentMixer):
         g, beta = self._gates(x)  # [B, T, HV]
         o = self.recur(
             gated_delta_rule,
-            gated_delta_rule_step,
             (
                 l2_normalize(q.unflatten(-1, (self.n_heads, self.head_dim))),
                 l2_normalize(k.unflatten(-1, (self.n_heads, self.head_dim))),

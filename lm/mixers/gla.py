@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
+from ...kernels import gated_linear_attention, gated_linear_attention_flops
 from ..parts.context import Context
 from ..parts.norm import RMSNorm
 from ..parts.state import LayerState
@@ -67,7 +67,6 @@ class GLA(RecurrentMixer):
         q, k, v, g = (y.unflatten(-1, (self.n_heads, -1)) for y in (*qkv, self.log_decay(x)))  # [B, T, H, ...]
         o = self.recur(
             gated_linear_attention,
-            gated_linear_attention_step,
             (q, k, v, g),
             sequences,
             state,

@@ -23,7 +23,7 @@ class HGRNConfig(MixerConfig):
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import gated_scan, gated_scan_step
+from ...kernels import gated_scan
 from ..parts.context import Context
 from ..parts.norm import RMSNorm
 from ..parts.state import LayerState
@@ -54,7 +54,7 @@ class HGRN(RecurrentMixer):
     ) -> Mixed:
         i, f, g = self.ifg_proj(x).chunk(3, -1)  # [B, T, W]
         log_f, write = forget_gate(f, bounds)
-        h = self.recur(gated_scan, gated_scan_step, ((write * F.silu(i)).to(i.dtype), log_f), sequences, state)
+        h = self.recur(gated_scan, ((write * F.silu(i)).to(i.dtype), log_f), sequences, state)
         return Mixed(self.o_proj(self.o_norm(h) * F.silu(g)))
 
     def memory_flops(self) -> float:

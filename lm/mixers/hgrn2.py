@@ -27,7 +27,7 @@ class HGRN2Config(ChunkedConfig):
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
+from ...kernels import gated_linear_attention, gated_linear_attention_flops
 from ..parts.context import Context
 from ..parts.norm import RMSNorm
 from ..parts.state import LayerState
@@ -63,7 +63,6 @@ class HGRN2(RecurrentMixer):
         heads = (y.unflatten(-1, (self.n_heads, -1)) for y in (F.silu(q), k.to(v.dtype), v, log_f))  # [B, T, H, ...]
         o = self.recur(
             gated_linear_attention,
-            gated_linear_attention_step,
             tuple(heads),
             sequences,
             state,

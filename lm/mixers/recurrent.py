@@ -1,13 +1,12 @@
 """What mixers with a memory of fixed size have in common: its decoding state, its sizes, and how it is carried on."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...kernels import short_conv, short_conv_step
+from ...kernels import Recurrence, short_conv, short_conv_step
 from ..parts.context import Context
 from ..parts.shape import ModelShape
 from ..parts.state import LayerState
@@ -53,20 +52,19 @@ class RecurrentMixer(Mixer):
 
     def recur(
         self,
-        operator: Callable[..., Any],
-        step: Callable[..., Any],
+        operator: Recurrence,
         inputs: tuple[Tensor | None, ...],
         sequences: Context,
         state: LayerState | None,
     ) -> Tensor:
         """The operator's output [B, T, ...] for inputs [B, T, ...], continued from `state["memory"]`, which is updated.
 
-        While decoding, `step` does the same for one token of each sequence, in place.
+        While decoding, `operator.step` does the same for one token of each sequence, in place.
         """
         memory = None if state is None else state["memory"]
         if memory is not None and _decoding(sequences):
             rows = (None if x is None else x.flatten(0, 1) for x in inputs)  # [N, ...]
-            return step(*rows, state=memory).unsqueeze(0 if sequences.packed else 1)
+            return operator.step(*rows, state=memory).unsqueeze(0 if sequences.packed else 1)
         how = {}
         if isinstance(self.options, ChunkedConfig):
             how = {"chunk_size": self.options.chunk_size, "recompute": self.options.recompute}
@@ -77,7 +75,7 @@ class RecurrentMixer(Mixer):
             sequences=sequences,
             **how,
         )
-        if state is not None:
+        if state is not None and last is not None:
             state.update(memory=last.detach().contiguous())
         return o
 

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
+from ...kernels import gated_linear_attention, gated_linear_attention_flops
 from ..parts.context import Context
 from ..parts.norm import RMSNorm
 from ..parts.rope import rotate, tables
@@ -65,7 +65,6 @@ class RetNet(RecurrentMixer):
         cos, sin = tables(ROPE, self.head_dim, sequences, torch.float32)
         o = self.recur(
             gated_linear_attention,
-            gated_linear_attention_step,
             (rotate(q, cos, sin), rotate(k, cos, sin), v, self.log_decay(x).expand(q.shape[:3])),
             sequences,
             state,

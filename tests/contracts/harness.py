@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, create_model
 from torch import Tensor
 
-from hybridlm.kernels import backend
+from hybridlm.kernels.operator import OPERATORS
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.lm.model.cache import Cache
@@ -65,13 +65,14 @@ def stand_in_config(*names: str) -> type[BaseModelConfig]:
 @contextmanager
 def matmul_backends() -> Iterator[None]:
     """Within, "auto" is the fastest backend whose products torch can see and count."""
-    before = dict(backend._registry)
-    for op, registered in before.items():
-        backend._registry[op] = {name: b for name, b in registered.items() if name in ("reference", "chunked")}
+    before = {op: op.backends for op in OPERATORS.values()}
+    for op in before:
+        op.backends = {name: b for name, b in op.backends.items() if name in ("reference", "chunked")}
     try:
         yield
     finally:
-        backend._registry.update(before)
+        for op, backends in before.items():
+            op.backends = backends
 
 
 def tokens(B: int, T: int, seed: int = 0) -> Tensor:

@@ -5,13 +5,14 @@ The operators' own tests compare backends tensor by tensor; this one finds a new
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from hybridlm.kernels import available_backends, backend, operators
+from hybridlm.kernels import available_backends, gated_delta_rule, operators
+from hybridlm.kernels.backend import Backend, Policy
+from hybridlm.kernels.operator import OPERATORS
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.lm.parts.context import Context
 from hybridlm.tests.contracts.harness import (
@@ -34,17 +35,17 @@ LENGTHS = [1, 30, 67, 64]
 @contextmanager
 def forced(op: str, name: str) -> Iterator[list[str]]:
     """Within, "auto" means backend `name` of `op`; gives the list of calls made to it."""
-    before, calls = backend._registry[op], []
+    before, calls = OPERATORS[op].backends, []
 
-    def counted(*args, **options):
+    def counted(arguments):
         calls.append(op)
-        return before[name].load()(*args, **options)
+        return before[name].function(arguments)
 
-    backend._registry[op] = {name: replace(before[name], run=counted, auto_on=None)}
+    OPERATORS[op].backends = {name: Backend(counted, Policy())}
     try:
         yield calls
     finally:
-        backend._registry[op] = before
+        OPERATORS[op].backends = before
 
 
 def check_backend(build: Build, op: str, name: str) -> None:
@@ -94,10 +95,8 @@ def test_every_operator_has_a_reference():
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_reference_gradients_are_the_numerical_ones(mixer, monkeypatch):
     """float64 gradcheck of a whole mixer on packed sequences with a past, every operator by its reference."""
-    for op in operators():
-        monkeypatch.setitem(
-            backend._registry, op, {"reference": replace(backend._registry[op]["reference"], auto_on=None)}
-        )
+    for op in OPERATORS.values():
+        monkeypatch.setattr(op, "backends", {"reference": op.backends["reference"]})
     module = next(Builder((mixer,))(d_model=16, n_layers=1).double().mixers())
     for parameter in module.parameters():
         parameter.data = parameter.data.double()
@@ -116,29 +115,18 @@ def test_reference_gradients_are_the_numerical_ones(mixer, monkeypatch):
     assert torch.autograd.gradcheck(mixed, (x.requires_grad_(), *module.parameters()), fast_mode=True)
 
 
-def _wrong(run, changes):
-    """The backend `run` with some of its inputs changed."""
-
-    def changed(*args, **options):
-        return run(*args, **{**options, **changes(options)})
-
-    return changed
-
-
 @pytest.mark.parametrize(
     "changes",
     [
-        lambda options: {"initial_state": None},
-        lambda options: {"scale": options["scale"] * 1.001},
-        lambda options: {
-            "initial_state": None if options["initial_state"] is None else options["initial_state"].bfloat16().float()
-        },
+        lambda x: {"initial_state": None},
+        lambda x: {"scale": x.scale * 1.001},
+        lambda x: {"initial_state": None if x.initial_state is None else x.initial_state.bfloat16().float()},
     ],
     ids=["forgets its initial state", "scale off by 0.1 %", "state rounded to bfloat16"],
 )
 def test_broken_backend_fails(changes, monkeypatch):
-    registry = backend._registry["gated_delta_rule"]
-    wrong = replace(registry["reference"], run=_wrong(registry["reference"].load(), changes))
-    monkeypatch.setitem(backend._registry, "gated_delta_rule", {**registry, "native": wrong})
+    right = gated_delta_rule.backends["reference"].function
+    wrong = Backend(lambda x: right(x._replace(**changes(x))), Policy())
+    monkeypatch.setitem(gated_delta_rule.backends, "native", wrong)
     with pytest.raises(AssertionError):
         check_backend(Builder(("gated_deltanet",)), "gated_delta_rule", "native")

@@ -13,9 +13,9 @@ from hybridlm.tests.oracles import relative_rms
 from hybridlm.tools.kernel_report.hardware import TARGETS
 from hybridlm.tools.kernel_report.peers import rank
 from hybridlm.tools.kernel_report.pretend import PretendedGPU
-from hybridlm.kernels import interpreter
+from hybridlm.kernels.shared.triton_interpreter import install
 
-interpreter.install()
+install()
 PretendedGPU(TARGETS["sm_90"], lambda config: rank(config, 32))
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 from fla.ops.gla import chunk_gla

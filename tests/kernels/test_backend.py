@@ -1,17 +1,13 @@
 """Choice of a backend: never a silent fallback."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from hybridlm.kernels import (
-    BackendUnavailable,
-    available_backends,
-    backend,
-    gated_delta_rule,
-    gated_scan_step,
-    operators,
-    short_conv,
-)
+from hybridlm.kernels import BackendUnavailable, available_backends, gated_delta_rule, gated_scan_step, operators
+from hybridlm.kernels.backend import Backend, Policy, choose, declared
 
 CPU = torch.device("cpu")
 
@@ -41,46 +37,50 @@ def test_unwritten_backend_raises():
     )
 
 
-def test_auto_takes_the_last_registered_for_the_device_and_raises_if_it_cannot_run(monkeypatch):
-    monkeypatch.setattr(backend, "_registry", {})
-    backend.register("op", "reference", lambda: "reference")
-    backend.register("op", "chunked", lambda: "chunked", auto_on=None)
-    backend.register("op", "triton", lambda: "triton", unavailable=lambda d: "no triton; install it", auto_on=("cuda",))
-    assert backend.choose("op", "auto", CPU)() == "chunked"
+def backends(**policies):
+    """The reference and others, each a function that returns its name."""
+    return {name: Backend(lambda x, name=name: name, p) for name, p in {"reference": Policy(), **policies}.items()}
+
+
+def chosen(backends, name="auto", device=CPU):
+    return choose("op", backends, name, device)(None)
+
+
+def test_auto_takes_the_last_for_the_device_and_raises_if_it_cannot_run():
+    triton = Policy(lambda device: "no triton; install it", auto_on=("cuda",))
+    known = backends(chunked=Policy(), triton=triton)
+    assert chosen(known) == "chunked"
     with pytest.raises(BackendUnavailable, match='op: backend "triton" is unavailable: no triton; install it'):
-        backend.choose("op", "auto", torch.device("cuda"))
-    assert backend.choose("op", "reference", CPU)() == "reference"
+        chosen(known, device=torch.device("cuda"))
+    assert chosen(known, "reference") == "reference"
 
 
-def test_auto_does_without_an_optional_backend_and_takes_it_once_it_is_there(monkeypatch):
-    monkeypatch.setattr(backend, "_registry", {})
+def test_auto_does_without_an_optional_backend_and_takes_it_once_it_is_there():
     missing = ["not built"]
-    backend.register("op", "chunked", lambda: "chunked", auto_on=None)
-    backend.register(
-        "op",
-        "native",
-        lambda: "native",
-        unavailable=lambda d: missing[0] if missing else None,
-        auto_on=("cpu",),
-        optional=True,
-    )
-    assert backend.choose("op", "auto", CPU)() == "chunked"
+    native = Policy(lambda device: missing[0] if missing else None, auto_on=("cpu",), optional=True)
+    known = backends(chunked=Policy(), native=native)
+    assert chosen(known) == "chunked"
     with pytest.raises(BackendUnavailable, match="not built"):
-        backend.choose("op", "native", CPU)
+        chosen(known, "native")
     missing.clear()
-    assert backend.choose("op", "auto", CPU)() == "native"
+    assert chosen(known) == "native"
 
 
-def test_a_backend_given_by_name_is_imported_at_the_first_call(monkeypatch):
-    monkeypatch.setattr(backend, "_registry", {})
-    backend.register("op", "chunked", "short_conv:short_conv", auto_on=None)
-    assert backend.choose("op", "auto", CPU) is short_conv
+def test_backends_are_ordered_by_speed_however_they_are_declared():
+    known = declared("hybridlm.kernels", {"triton": print, "chunked": print, "reference": print, "native": print})
+    assert list(known) == ["reference", "chunked", "native", "triton"]
 
 
-def test_unknown_names(monkeypatch):
-    monkeypatch.setattr(backend, "_registry", {})
+def test_a_backend_given_by_name_is_imported_at_the_first_call():
+    code = (
+        "import sys, hybridlm.kernels as k; name = 'hybridlm.kernels.gated_scan.native'; before = name in sys.modules;"
+        "run = k.gated_scan.backends['native'].function; sys.exit(before or run is not sys.modules[name].run)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_unknown_names():
     with pytest.raises(ValueError, match="backend name is 'fast'; allowed: reference, chunked, native, triton, fla"):
-        backend.register("op", "fast", print)
-    backend.register("op", "chunked", print, auto_on=None)
+        declared("hybridlm.kernels", {"fast": print})
     with pytest.raises(ValueError, match="backend is 'fast'; allowed: auto, reference"):
-        backend.choose("op", "fast", CPU)
+        chosen(backends(), "fast")

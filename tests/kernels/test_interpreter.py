@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from hybridlm.kernels.shared.interpreter import bfloat16_to_float32, float32_to_bfloat16, install, tf32
+from hybridlm.kernels.shared.arithmetic import bfloat16_to_float32, float32_to_bfloat16, tf32
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
+from hybridlm.kernels.shared.triton_interpreter import install  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels are compiled here")
 
@@ -239,7 +240,7 @@ print("right" if torch.equal(out, 2 * x) else "wrong")
 
 def test_the_shipped_interpreter_still_needs_the_workaround(tmp_path):
     """When this fails, triton computes bfloat16 itself: compare its casts and dots with the tests above, then remove
-    kernels/shared/interpreter.py."""
+    kernels/shared/triton_interpreter.py."""
     script = tmp_path / "shipped.py"  # triton reads a kernel's source from its file
     script.write_text(SHIPPED)
     environment = os.environ | {"TRITON_INTERPRET": "1"}

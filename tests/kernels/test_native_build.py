@@ -21,10 +21,10 @@ SLOW_COMPILER = "#!/bin/sh\ntouch {started}\nexec sleep 600\n"
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A source of one function, and an empty cache; returns the folder of the source."""
+    """A source of one function, and an empty cache; returns what stands for kernels/."""
     sources = tmp_path / "sources"
-    sources.mkdir()
-    (sources / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
+    (sources / "folder").mkdir(parents=True)
+    (sources / "folder" / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
     monkeypatch.setattr(build, "SOURCES", sources)
     monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
     build.cache_key.cache_clear()
@@ -122,7 +122,8 @@ def test_a_compiler_that_is_not_there(tiny, monkeypatch):
 
 @needs_compiler
 def test_a_source_that_does_not_compile(tiny):
-    (tiny / "two.cpp").write_text("int two() { return nothing_of_that_name; }\n")
+    (tiny / "another").mkdir()
+    (tiny / "another" / "one.cpp").write_text("int two() { return nothing_of_that_name; }\n")
     with pytest.raises(build.NativeBuildError, match="do not compile; they need C") as error:
         build.build()
     assert "nothing_of_that_name" in str(error.value)  # the compiler's own words
@@ -145,7 +146,7 @@ def test_key_follows_sources_flags_and_processor(tiny, monkeypatch):
         return build.cache_key(tiny)
 
     keys = [key(), key()]
-    (tiny / "one.h").write_text("// a header\n")
+    (tiny / "folder" / "one.h").write_text("// a header\n")
     keys.append(key())
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
     keys.append(key())

@@ -8,15 +8,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.kernels.gated_delta.reference import gated_delta_rule_reference
-from hybridlm.kernels.shared.sequences import Sequences
+from hybridlm.kernels import gated_delta_rule, gated_delta_rule_step
 from hybridlm.tests.kernels import adversarial as numerics
 from hybridlm.tests.oracles import assert_close
 
 triton = pytest.importorskip("triton")
 from hybridlm.kernels.gated_delta import triton_rule  # noqa: E402
-from hybridlm.kernels.gated_delta.triton_rule import gated_delta_rule_triton  # noqa: E402
-from hybridlm.kernels.gated_delta.triton_step import gated_delta_rule_step_triton  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not triton.knobs.runtime.interpret and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1 or a GPU"
@@ -36,16 +33,13 @@ def make(B=1, T=70, H=1, HV=None, K=32, V=32, n=None, seed=0):
     return [q, k, randn(B, T, HV, V), g, randn(B, T, HV).sigmoid(), randn(n or B, HV, K, V)]
 
 
-def run(op, inputs, dtype, gate_dtype=None, cu_seqlens=None, chunk_size=64, **options):
+def run(backend, inputs, dtype, gate_dtype=None, cu_seqlens=None, **options):
     """o, the final state and the gradients of all inputs given, for fixed random cotangents of both outputs."""
     gate_dtype = gate_dtype or torch.promote_types(dtype, torch.float32)
     dtypes = [dtype] * 3 + [gate_dtype] * 2 + [torch.promote_types(dtype, torch.float32)]
     leaves = [None if x is None else x.to(DEVICE, d).requires_grad_() for x, d in zip(inputs, dtypes, strict=True)]
-    sequences = Sequences(*inputs[0].shape[:2], cu_seqlens)
-    o, state = op(
-        *leaves[:5], scale=0.3, initial_state=leaves[5], sequences=sequences, chunk_size=chunk_size,
-        **{"recompute": False} | options,
-    )  # fmt: skip
+    cu_seqlens = None if cu_seqlens is None else torch.tensor(cu_seqlens, device=DEVICE)
+    o, state = rule(leaves, backend, cu_seqlens=cu_seqlens, **options)
     rng = torch.Generator().manual_seed(9)
     do, dstate = (torch.randn(x.shape, generator=rng).to(DEVICE) for x in (o, state))
     given = {name: x for name, x in zip(NAMES, leaves, strict=True) if x is not None}
@@ -53,10 +47,17 @@ def run(op, inputs, dtype, gate_dtype=None, cu_seqlens=None, chunk_size=64, **op
     return {"o": o, "state": state} | {f"d{name}": x for name, x in zip(given, grads, strict=True)}
 
 
+def rule(inputs, backend, **options):
+    *inputs, state = inputs
+    return gated_delta_rule(
+        *inputs, scale=0.3, initial_state=state, output_final_state=True, backend=backend, **options
+    )
+
+
 def check(inputs, dtype=torch.float32, forward=1e-6, backward=2e-6, **options):
     rounded = [x if x is None or i > 2 else x.to(dtype).double() for i, x in enumerate(inputs)]
-    expected = run(gated_delta_rule_reference, rounded, torch.float64, cu_seqlens=options.get("cu_seqlens"))
-    found = run(gated_delta_rule_triton, inputs, dtype, **options)
+    expected = run("reference", rounded, torch.float64, cu_seqlens=options.get("cu_seqlens"))
+    found = run("triton", inputs, dtype, **options)
     for name, x in expected.items():
         assert_close(found[name], x, forward if name in ("o", "state") else backward, name)
 
@@ -103,14 +104,11 @@ def test_packed_documents_of_any_length():
 def test_packed_documents_equal_separate_ones():
     bounds = (0, 33, 34, 67)
     inputs = make(T=67, n=3)
-    packed = run(gated_delta_rule_triton, inputs, torch.float32, cu_seqlens=bounds, chunk_size=32)
+    packed = run("triton", inputs, torch.float32, cu_seqlens=bounds, chunk_size=32)
     for n, (a, b) in enumerate(itertools.pairwise(bounds)):
         alone = [x[:, a:b] for x in inputs[:5]] + [inputs[5][n : n + 1]]
         with torch.no_grad():
-            o, state = gated_delta_rule_triton(
-                *(x.float().to(DEVICE) for x in alone[:5]), scale=0.3, initial_state=alone[5].float().to(DEVICE),
-                sequences=Sequences(1, b - a), chunk_size=32, recompute=False,
-            )  # fmt: skip
+            o, state = rule([x.float().to(DEVICE) for x in alone], "triton", chunk_size=32)
         assert torch.equal(o, packed["o"][:, a:b]) and torch.equal(state[0], packed["state"][n])
 
 
@@ -122,8 +120,8 @@ def test_without_decay_and_without_initial_state():
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 16}, {"cu_seqlens": (0, 40, 40, 70)}])
 def test_recompute_gives_the_same_bits(options):
     inputs = make(n=3 if "cu_seqlens" in options else 1)
-    kept = run(gated_delta_rule_triton, inputs, torch.float32, **options)
-    rebuilt = run(gated_delta_rule_triton, inputs, torch.float32, recompute=True, **options)
+    kept = run("triton", inputs, torch.float32, **options)
+    rebuilt = run("triton", inputs, torch.float32, recompute=True, **options)
     assert all(torch.equal(kept[name], rebuilt[name]) for name in kept)
 
 
@@ -141,9 +139,9 @@ def adversarial(T=130, K=16, V=16, seed=0):
 @pytest.mark.parametrize("seed", range(3))
 def test_adversarial_gates_are_as_exact_as_the_recurrence(seed):
     inputs = adversarial(seed=seed)
-    expected = run(gated_delta_rule_reference, inputs, torch.float64)
-    recurrence = run(gated_delta_rule_reference, inputs, torch.float32)
-    found = run(gated_delta_rule_triton, inputs, torch.float32)
+    expected = run("reference", inputs, torch.float64)
+    recurrence = run("reference", inputs, torch.float32)
+    found = run("triton", inputs, torch.float32)
     for name, x in expected.items():
         error = lambda y, x=x: ((y.double() - x).square().mean() / x.square().mean()).sqrt()  # noqa: E731
         assert error(found[name]) <= 2 * error(recurrence[name]), name
@@ -183,20 +181,14 @@ def test_non_contiguous_inputs_and_cotangent():
     plain = [x.clone().requires_grad_() for x in inputs]
     grads = []
     for leaves in (strided, plain):
-        o, _ = gated_delta_rule_triton(
-            *leaves[:5], scale=0.3, initial_state=leaves[5], sequences=Sequences(2, 20), chunk_size=64, recompute=False
-        )
+        o, _ = rule(leaves, "triton")
         grads.append(torch.autograd.grad(o.sum(), leaves))  # an expanded cotangent, and none of the final state
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_gradient_through_the_final_state_alone():
     leaves = [x.float().to(DEVICE).requires_grad_() for x in make(T=20)]
-    options = {"scale": 0.3, "sequences": Sequences(1, 20), "chunk_size": 64, "recompute": False}
-    grads = [
-        torch.autograd.grad(op(*leaves[:5], initial_state=leaves[5], **options)[1].sum(), leaves[1:])
-        for op in (gated_delta_rule_triton, gated_delta_rule_reference)
-    ]
+    grads = [torch.autograd.grad(rule(leaves, backend)[1].sum(), leaves[1:]) for backend in ("triton", "reference")]
     for a, b in zip(*grads, strict=True):
         assert_close(a, b, 2e-6)
 
@@ -209,27 +201,19 @@ def test_step(dtype, HV, K, V, decay):
     g = g if decay else None
     q, k, v = (x.to(dtype) for x in (q, k, v))
     exact = [None if x is None else x.double() for x in (q, k, v, g, beta)]
-    expected, final = gated_delta_rule_reference(
-        *exact,
-        scale=K**-0.5,
-        initial_state=state.float().double(),
-        sequences=Sequences(1, 3),
-        chunk_size=64,
-        recompute=False,
+    expected, final = gated_delta_rule(
+        *exact, initial_state=state.float().double(), output_final_state=True, backend="reference"
     )
     state = state.float().to(DEVICE)
     for t in range(3):
         gates = [None if x is None else x[:, t].float().to(DEVICE) for x in (g, beta)]
-        o = gated_delta_rule_step_triton(*(x[:, t].to(DEVICE) for x in (q, k, v)), *gates, state=state, scale=K**-0.5)
+        o = gated_delta_rule_step(*(x[:, t].to(DEVICE) for x in (q, k, v)), *gates, state=state, backend="triton")
         assert_close(o, expected[:, t], 1e-6 if dtype == torch.float32 else HALF)
     assert_close(state, final, 1e-6)
 
 
 def test_errors_name_the_fix():
-    inputs = make(T=4)
-    options = {"scale": 1.0, "initial_state": None, "sequences": Sequences(1, 4), "chunk_size": 64, "recompute": False}
     with pytest.raises(ValueError, match=r'backend "triton" got torch\.float64.*backend="chunked"'):
-        gated_delta_rule_triton(*inputs[:5], **options)
-    wide = [x.float() for x in make(T=4, K=257)]
+        rule([x.to(DEVICE) for x in make(T=4)], "triton")
     with pytest.raises(ValueError, match="head dim K=257; allowed: 1 to 256"):
-        gated_delta_rule_triton(*wide[:5], **options)
+        rule([x.float().to(DEVICE) for x in make(T=4, K=257)], "triton")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hybridlm import kernels
-from hybridlm.kernels.shared.interpreter import tf32
+from hybridlm.kernels.shared.arithmetic import tf32
 from hybridlm.tests.kernels.adversarial import inputs
 from hybridlm.tests.kernels.sanitize import sanitized
 from hybridlm.tests.oracles import relative_rms

@@ -106,9 +106,9 @@ def recalled(m: Mixer, x: Tensor, **changes) -> tuple[tuple, Tensor]:
     seen = []
     recur = RecurrentMixer.recur
 
-    def spy(operator, step, inputs, *rest):
+    def spy(operator, inputs, *rest):
         inputs = tuple(changes.get(i, value) for i, value in zip("qkvgb", inputs, strict=False))
-        seen.append((inputs, recur(m, operator, step, inputs, *rest)))
+        seen.append((inputs, recur(m, operator, inputs, *rest)))
         return seen[-1][1]
 
     m.recur = spy

@@ -8,11 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import kernels
-from ...kernels import backend
-from ...kernels.shared.sequences import Sequences
+from ...kernels.backend import Policy
+from ...kernels.operator import OPERATORS
 
-CHUNK_SIZE = 64
 STEP_SEQUENCES = 64  # sequences decoded at once, per row of the batch of the shape asked for
 
 
@@ -48,27 +46,15 @@ class Case:
     def at(self, shape: Shape) -> Shape:
         return replace(shape, B=shape.B * STEP_SEQUENCES, T=1) if self.step else shape
 
-    def host_function(self) -> Callable[..., Any]:
-        return backend.choose(self.op, "triton", torch.device("cpu"))
-
-    def run(self, x: dict[str, Tensor], shape: Shape) -> Tensor:
-        """Our host function itself, on any device."""
-        function = self.host_function()
-        options: dict[str, Any] = {} if self.op.startswith("gated_scan") else {"scale": shape.K**-0.5}
-        if self.step:
-            return function(**x, **options)
-        if self.op != "gated_scan":
-            options |= {"chunk_size": CHUNK_SIZE, "recompute": False}
-        return function(**x, **options, initial_state=None, sequences=Sequences(shape.B, shape.T))[0]
-
     def call(self, x: dict[str, Tensor]) -> Tensor:
-        """The public operator, checks included."""
-        op = getattr(kernels, self.op)
+        """Our Triton form, by the public operator, checks included; on the meta device too."""
+        op: Any = OPERATORS[self.op]
         return op(**x, backend="triton") if self.step else op(**x, output_final_state=True, backend="triton")[0]
 
     def allow_anywhere(self) -> None:
         """Let the triton backend run wherever it is asked to, for processes in which nothing is launched."""
-        backend.register(self.op, "triton", backend.registered(self.op)["triton"].run)
+        backends = OPERATORS[self.op].backends
+        backends["triton"] = replace(backends["triton"], policy=Policy())
 
 
 def _tokens(shape: Shape) -> tuple[int, ...]:
@@ -167,7 +153,7 @@ CASES = {
 
 def check_covered() -> None:
     """Raises ValueError naming the operators that have Triton kernels and no case."""
-    with_kernels = {op for op in backend.operators() if "triton" in backend.registered(op)}
+    with_kernels = {name for name, op in OPERATORS.items() if "triton" in op.backends}
     missing = sorted(with_kernels - {case.op for case in CASES.values()})
     if missing:
         raise ValueError(

@@ -14,7 +14,7 @@ def time_host(pairs: list[tuple[str, str]], target: str, repeats: int) -> list[d
     gpu = pretend(target, [[SMALL.B, SMALL.T, SMALL.H, SMALL.K, SMALL.V]])
     steps: list[Callable[[], None]] = []
     for case, subject in pairs:
-        forward, backward = Subject(subject, case).passes(CASES[case].at(SMALL), "cpu", public=True)
+        forward, backward = Subject(subject, case).passes(CASES[case].at(SMALL), "cpu")
         steps += [forward, _in_turn(forward, backward)]
     for step in (*steps, *steps):  # fill the caches
         step()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -21,18 +20,13 @@ class Subject:
     name: str
     case_name: str
 
-    def passes(self, shape: Shape, device: str, public: bool = False) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Forward and backward on fresh inputs; backward does nothing for a decoding step and needs forward first.
-
-        `public`: ours through the public operator rather than the backend's host function, which also takes tensors
-        on the meta device. A peer has one way in.
-        """
+    def passes(self, shape: Shape, device: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Forward and backward on fresh inputs; backward does nothing for a decoding step and needs forward first."""
         case = CASES[self.case_name]
         x = case.inputs(shape, torch.device(device))
         wanted = () if case.step else tuple(tensor.requires_grad_() for tensor in x.values())
         done: list[torch.Tensor] = []
-        ours = case.call if public else partial(case.run, shape=shape)
-        call = ours if self.name == OURS else PEERS[self.name].call
+        call = case.call if self.name == OURS else PEERS[self.name].call
 
         def forward() -> None:
             done[:] = [call(x)]

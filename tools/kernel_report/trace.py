@@ -17,8 +17,6 @@ import numpy as np
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ...kernels.shared import interpreter as repaired_interpreter
-
 SPECIAL_FUNCTIONS = ("exp", "exp2", "log", "log2", "sqrt", "sin", "cos")
 
 
@@ -79,7 +77,9 @@ def observe(*observers: Observer, seed: int | None = None) -> Iterator[None]:
     """Tell the observers of all launches inside. `seed`: run each launch's programs in a random order. Nests."""
     from triton.runtime import interpreter
 
-    repaired_interpreter.install()
+    from ...kernels.shared.triton_interpreter import install
+
+    install()
     patched: Any = interpreter
     builder = patched.interpreter_builder
     before = type(builder), patched.GridExecutor

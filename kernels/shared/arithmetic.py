@@ -1,16 +1,4 @@
-"""Triton's interpreter, made to compute what the hardware computes: the one place where this project works around it.
-
-With TRITON_INTERPRET=1 kernels run on CPU tensors, one program after the other. As shipped in triton 3.7.1 it
-- stores bfloat16 as uint16 and adds, compares and multiplies the bit patterns, without an error,
-- truncates float32 -> bfloat16, where the hardware rounds to the nearest, ties to even,
-- multiplies float32 matrices in full precision whatever `input_precision` says, and refuses bf16x3 and bf16x6,
-- hands out loop variables as Python ints, so that `i.to(tl.int64)` fails.
-`install()` repairs these, in this process only; `triton_interpreter.py` holds what needs triton to be imported.
-
-Upstream calls bfloat16 unsupported in the interpreter and has closed the repairs that were offered:
-https://github.com/triton-lang/triton/issues/11584, https://github.com/triton-lang/triton/pull/11585 (dot) and
-https://github.com/triton-lang/triton/pull/10945 (arithmetic). A test in tests/kernels/test_interpreter.py runs the
-interpreter as shipped and fails once it is right, so that this file can go.
+"""Numbers as the hardware has them, in numpy: bfloat16, and the products of its tensor cores.
 
 Not modelled: the order of accumulation inside a dot, flushed subnormals, and the error of the fast exp2 (about 1e-7).
 """
@@ -25,13 +13,6 @@ import numpy as np
 TF32Rounding = Literal["rna", "rz"]
 
 _rounding: TF32Rounding | None = None
-
-
-def install() -> None:
-    """Repair the interpreter. Does nothing the second time. Call it after `import triton`, before the first launch."""
-    from .triton_interpreter import repair
-
-    repair()
 
 
 @contextmanager

@@ -5,21 +5,21 @@
 //
 // D_ij is the product of the decays themselves, per channel where they differ: no quotient, so nothing overflows.
 
-#include <memory>
-
-#include "call.h"
+#include "../native/call.h"
 
 namespace hybridlm {
 namespace {
 
 template <class T, class In>
 struct Problem {
-    Layout layout;
-    T scale;
+    Call call;
     const In *q, *k, *v;     // [tokens, H, K], [tokens, H, K], [tokens, H, V]
     const T* decay;          // [tokens, H, K] or [tokens, H]
     const T* initial_state;  // [N, H, K, V] or null
     T* states;               // [segments, H, K, V] at each segment's start, or null
+
+    const Layout& layout() const { return call.layout; }
+    T scale() const { return T(call.scale); }
 };
 
 template <class T, bool VECTOR>
@@ -40,10 +40,11 @@ struct Chunk {
 
     template <class In>
     void prepare(const Problem<T, In>& p, const Sizes<T>& size, int64_t head, int64_t start, int count, int64_t ahead) {
-        const Layout& x = p.layout;
+        const Layout& x = p.layout();
         load(Tokens<const In>(p.q, x.heads, head, x.K), start, count, ahead, q, size.K);
         load(Tokens<const In>(p.k, x.heads, head, x.K), start, count, ahead, k, size.K);
-        for (int64_t i = 0; i < C * size.K; i += LANES<T>) vec(q + i) *= p.scale;
+        const T scale = p.scale();
+        for (int64_t i = 0; i < C * size.K; i += LANES<T>) vec(q + i) *= scale;
         transpose<T>(C, size.K, q, size.K, q_cols, C);
         transpose<T>(C, size.K, k, size.K, k_cols, C);
         if constexpr (VECTOR) {
@@ -111,9 +112,17 @@ void advance(const T* whole, const T* from, const T* left, const T* values, cons
 
 // Forward
 
+template <class T, class In>
+struct ForwardArguments {
+    Problem<T, In> problem;
+    In* o;           // [tokens, H, V]
+    T* final_state;  // [N, H, K, V]
+};
+
 template <class T, class In, bool VECTOR>
 class Forward {
     const Problem<T, In>& p;
+    const ForwardArguments<T, In>& outputs;
     Sizes<T> size;
     Arena arena;
     Chunk<T, VECTOR> chunk;
@@ -128,15 +137,15 @@ class Forward {
     }
 
    public:
-    explicit Forward(const Problem<T, In>& p) : p(p), size(p.layout) {
+    explicit Forward(const ForwardArguments<T, In>& x) : p(x.problem), outputs(x), size(p.layout()) {
         take();
         arena.allocate();
         take();
         std::fill(ones, ones + C, T(1));
     }
 
-    void run(int64_t n, int64_t head, In* o, T* final_state) {
-        const Layout& x = p.layout;
+    void run(int64_t n, int64_t head) {
+        const Layout& x = p.layout();
         int64_t matrix = x.K * x.V, segment = x.first_segment(n);
         const T* initial = p.initial_state ? p.initial_state + (n * x.heads + head) * matrix : nullptr;
         load_state(initial, x.K, x.V, state, size.ldv);
@@ -149,21 +158,22 @@ class Forward {
             load(Tokens<const In>(p.v, x.heads, head, x.V), start, count, C, v, size.ldv);
             multiply<T>(C, size.V, size.K, {chunk.read, size.K, 1}, state, size.ldv, out, size.ldv);
             add_causal<T, false>(chunk.b, v, size.ldv, ones, out, size.ldv, size.V);
-            store(out, size.ldv, start, count, C, Tokens<In>(o, x.heads, head, x.V));
+            store(out, size.ldv, start, count, C, Tokens<In>(outputs.o, x.heads, head, x.V));
             advance(chunk.whole, state, chunk.write, v, size, state);
         }
-        store_state(state, size.ldv, x.K, x.V, final_state + (n * x.heads + head) * matrix);
+        store_state(state, size.ldv, x.K, x.V, outputs.final_state + (n * x.heads + head) * matrix);
     }
 };
 
 // Backward
 
 template <class T, class In>
-struct Grads {
-    const In* o;           // [tokens, H, V]
-    const T* final_state;  // [N, H, K, V]
-    In *q, *k, *v;
-    T *g, *initial_state;  // g: like the decays
+struct BackwardArguments {
+    Problem<T, In> problem;
+    const In* dout;         // of o
+    const T* dfinal_state;  // [N, H, K, V]
+    In *dq, *dk, *dv;
+    T *dg, *dinitial_state;  // dg: like the decays
 };
 
 template <class T, class In, bool VECTOR>
@@ -171,7 +181,7 @@ class Backward {
     static constexpr int CHUNKS = SEGMENT / C;
 
     const Problem<T, In>& p;
-    const Grads<T, In>& grads;
+    const BackwardArguments<T, In>& grads;
     Sizes<T> size;
     Arena arena;
     Chunk<T, VECTOR> chunk[CHUNKS];
@@ -198,7 +208,7 @@ class Backward {
     }
 
    public:
-    Backward(const Problem<T, In>& p, const Grads<T, In>& grads) : p(p), grads(grads), size(p.layout) {
+    explicit Backward(const BackwardArguments<T, In>& x) : p(x.problem), grads(x), size(p.layout()) {
         take();
         arena.allocate();
         take();
@@ -206,23 +216,23 @@ class Backward {
     }
 
     void run(int64_t n, int64_t head) {
-        const Layout& x = p.layout;
+        const Layout& x = p.layout();
         int64_t place = (n * x.heads + head) * x.K * x.V, length = x.length(n);
         int64_t first = x.first_segment(n), segments = (length + SEGMENT - 1) / SEGMENT;
-        load_state(grads.final_state + place, x.K, x.V, dstate, size.ldv);
+        load_state(grads.dfinal_state + place, x.K, x.V, dstate, size.ldv);
         for (int64_t s = segments - 1; s >= 0; s--) {
             int64_t start = x.begin[n] + s * SEGMENT, end = x.begin[n] + std::min(length, (s + 1) * SEGMENT);
             rebuild(head, first + s, start, end);
             for (int64_t i = (end - start - 1) / C; i >= 0; i--)
                 step(int(i), head, start + i * C, int(std::min<int64_t>(C, end - start - i * C)));
         }
-        store_state(dstate, size.ldv, x.K, x.V, grads.initial_state + place);
+        store_state(dstate, size.ldv, x.K, x.V, grads.dinitial_state + place);
     }
 
    private:
     // The segment's chunks, and the state before each from the one kept at its start.
     void rebuild(int64_t head, int64_t segment, int64_t start, int64_t end) {
-        const Layout& x = p.layout;
+        const Layout& x = p.layout();
         load_state(p.states + (segment * x.heads + head) * x.K * x.V, x.K, x.V, states[0], size.ldv);
         for (int i = 0; start + i * C < end; i++) {
             int64_t at = start + i * C;
@@ -234,13 +244,13 @@ class Backward {
     }
 
     void step(int i, int64_t head, int64_t start, int count) {
-        const Layout& x = p.layout;
+        const Layout& x = p.layout();
         const Chunk<T, VECTOR>& c = chunk[i];
-        load(Tokens<const In>(grads.o, x.heads, head, x.V), start, count, -C, dout, size.ldv);
+        load(Tokens<const In>(grads.dout, x.heads, head, x.V), start, count, -C, dout, size.ldv);
         // dV = B^T dO + (left K) dh'
         multiply<T>(C, size.V, size.K, {c.write, size.K, 1}, dstate, size.ldv, dv, size.ldv);
         add_causal<T, true>(c.b, dout, size.ldv, ones, dv, size.ldv, size.V);
-        store(dv, size.ldv, start, count, -C, Tokens<In>(grads.v, x.heads, head, x.V));
+        store(dv, size.ldv, start, count, -C, Tokens<In>(grads.dv, x.heads, head, x.V));
         transpose<T>(C, size.V, dout, size.ldv, dout_cols, C);
         transpose<T>(C, size.V, v[i], size.ldv, v_cols, C);
         multiply<T>(size.K, C, size.V, {states[i], size.ldv, 1}, dout_cols, C, cols, C);
@@ -252,10 +262,11 @@ class Backward {
             grads_per_channel(i);
         else
             grads_per_head(i);
-        for (int64_t m = 0; m < C * size.K; m += LANES<T>) vec(dq + m) *= p.scale;
-        store(dq, size.K, start, count, -C, Tokens<In>(grads.q, x.heads, head, x.K));
-        store(dk, size.K, start, count, -C, Tokens<In>(grads.k, x.heads, head, x.K));
-        store(dg, size.K, start, count, -C, Tokens<T>(grads.g, x.heads, head, VECTOR ? x.K : 1));
+        const T scale = p.scale();
+        for (int64_t m = 0; m < C * size.K; m += LANES<T>) vec(dq + m) *= scale;
+        store(dq, size.K, start, count, -C, Tokens<In>(grads.dq, x.heads, head, x.K));
+        store(dk, size.K, start, count, -C, Tokens<In>(grads.dk, x.heads, head, x.K));
+        store(dg, size.K, start, count, -C, Tokens<T>(grads.dg, x.heads, head, VECTOR ? x.K : 1));
         advance(c.whole, dstate, c.read, dout, size, dstate);
     }
 
@@ -330,43 +341,32 @@ class Backward {
     }
 };
 
-template <bool VECTOR>
-void forward(const Call& call) {
-    by_dtype(call.dtype, [&](auto t, auto in) {
-        using T = decltype(t);
-        using In = decltype(in);
-        Pointers x(call);
-        Problem<T, In> p{call.layout, T(call.scale), x, x, x, x, x, x};
-        In* o = x;
-        T* final_state = x;
-        using Worker = Forward<T, In, VECTOR>;
-        parallel(
-            call.threads, p.layout.n_sequences * p.layout.heads, [&] { return std::make_unique<Worker>(p); },
-            [&](Worker& w, int64_t i) { w.run(i / p.layout.heads, i % p.layout.heads, o, final_state); });
-    });
-}
-
-template <bool VECTOR>
-void backward(const Call& call) {
-    by_dtype(call.dtype, [&](auto t, auto in) {
-        using T = decltype(t);
-        using In = decltype(in);
-        Pointers x(call);
-        Problem<T, In> p{call.layout, T(call.scale), x, x, x, x, x, x};
-        Grads<T, In> grads{x, x, x, x, x, x, x};
-        using Worker = Backward<T, In, VECTOR>;
-        parallel(
-            call.threads, p.layout.n_sequences * p.layout.heads, [&] { return std::make_unique<Worker>(p, grads); },
-            [&](Worker& w, int64_t i) { w.run(i / p.layout.heads, i % p.layout.heads); });
-    });
-}
+template <class T, class In>
+using VectorForward = Forward<T, In, true>;
+template <class T, class In>
+using HeadForward = Forward<T, In, false>;
+template <class T, class In>
+using VectorBackward = Backward<T, In, true>;
+template <class T, class In>
+using HeadBackward = Backward<T, In, false>;
 
 }  // namespace
 }  // namespace hybridlm
 
-using hybridlm::Call;
+using namespace hybridlm;
 
-extern "C" void hybridlm_gla_vector_forward(const Call* call) { hybridlm::forward<true>(*call); }
-extern "C" void hybridlm_gla_head_forward(const Call* call) { hybridlm::forward<false>(*call); }
-extern "C" void hybridlm_gla_vector_backward(const Call* call) { hybridlm::backward<true>(*call); }
-extern "C" void hybridlm_gla_head_backward(const Call* call) { hybridlm::backward<false>(*call); }
+extern "C" void hybridlm_gla_vector_forward(const Call* call) {
+    typed<ForwardArguments>(call, [](const auto& x) { for_each_head<VectorForward>(x); });
+}
+
+extern "C" void hybridlm_gla_head_forward(const Call* call) {
+    typed<ForwardArguments>(call, [](const auto& x) { for_each_head<HeadForward>(x); });
+}
+
+extern "C" void hybridlm_gla_vector_backward(const Call* call) {
+    typed<BackwardArguments>(call, [](const auto& x) { for_each_head<VectorBackward>(x); });
+}
+
+extern "C" void hybridlm_gla_head_backward(const Call* call) {
+    typed<BackwardArguments>(call, [](const auto& x) { for_each_head<HeadBackward>(x); });
+}

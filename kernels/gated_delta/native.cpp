@@ -6,22 +6,22 @@
 //
 // A chunk is so short that the recurrence's own 6 K V operations per token dominate, and it stays in L1 with its state.
 
-#include <memory>
-
-#include "call.h"
+#include "../native/call.h"
 
 namespace hybridlm {
 namespace {
 
 template <class T, class In>
 struct Problem {
-    Layout layout;
-    T scale;
+    Call call;
     const In *q, *k, *v;     // [tokens, H, K], [tokens, H, K], [tokens, HV, V]
     const T *decay, *beta;   // [tokens, HV]
     const T* initial_state;  // [N, HV, K, V] or null
     T* corrections;          // E [tokens, HV, V], or null where no gradient is wanted
     T* states;               // [segments, HV, K, V] at each segment's start, or null
+
+    const Layout& layout() const { return call.layout; }
+    T scale() const { return T(call.scale); }
 };
 
 // The queries and keys of a chunk: rows 0..C-1 are q (scaled), C..2C-1 k.
@@ -40,12 +40,13 @@ struct Chunk {
     template <class In>
     void prepare(const Problem<T, In>& p, const Sizes<T>& size, int64_t head, int64_t start, int count,
                  int64_t ahead) {
-        const Layout& x = p.layout;
+        const Layout& x = p.layout();
         load(Tokens<const In>(p.q, x.heads, head / x.group, x.K), start, count, ahead, rows, size.K);
         load(Tokens<const In>(p.k, x.heads, head / x.group, x.K), start, count, ahead, rows + C * size.K, size.K);
         load(Tokens<const T>(p.beta, x.value_heads(), head, 1), start, count, 0, beta, 1);
         decays.prepare(Tokens<const T>(p.decay, x.value_heads(), head, 1), start, count);
-        for (int64_t i = 0; i < C * size.K; i++) rows[i] *= p.scale;
+        const T scale = p.scale();
+        for (int64_t i = 0; i < C * size.K; i++) rows[i] *= scale;
         transpose<T>(2 * C, size.K, rows, size.K, cols, 2 * C);
         alignas(64) T buffer[2 * C * C];
         multiply_in_parts<T>(2 * C, C, size.K, {cols, 1, 2 * C}, cols + C, 2 * C, &products[0][0][0], buffer);
@@ -60,8 +61,16 @@ struct Chunk {
 // Forward
 
 template <class T, class In>
+struct ForwardArguments {
+    Problem<T, In> problem;
+    In* o;           // [tokens, HV, V]
+    T* final_state;  // [N, HV, K, V]
+};
+
+template <class T, class In>
 class Forward {
     const Problem<T, In>& p;
+    const ForwardArguments<T, In>& outputs;
     Sizes<T> size;
     Arena arena;
     Chunk<T> chunk;
@@ -76,28 +85,28 @@ class Forward {
     }
 
    public:
-    explicit Forward(const Problem<T, In>& p) : p(p), size(p.layout) {
+    explicit Forward(const ForwardArguments<T, In>& x) : p(x.problem), outputs(x), size(p.layout()) {
         take();
         arena.allocate();
         take();
     }
 
-    void run(int64_t n, int64_t head, In* o, T* final_state) {
-        const Layout& x = p.layout;
+    void run(int64_t n, int64_t head) {
+        const Layout& x = p.layout();
         int64_t matrix = x.K * x.V, heads = x.value_heads();
         load_state(p.initial_state ? p.initial_state + (n * heads + head) * matrix : nullptr, x.K, x.V, state, size.ldv);
         int64_t segment = x.first_segment(n);
         for (int64_t t = 0; t < x.length(n); t += C) {
             if (p.states && t % SEGMENT == 0)
                 store_state(state, size.ldv, x.K, x.V, p.states + (segment++ * heads + head) * matrix);
-            step(head, x.begin[n] + t, int(std::min<int64_t>(C, x.length(n) - t)), o);
+            step(head, x.begin[n] + t, int(std::min<int64_t>(C, x.length(n) - t)));
         }
-        store_state(state, size.ldv, x.K, x.V, final_state + (n * heads + head) * matrix);
+        store_state(state, size.ldv, x.K, x.V, outputs.final_state + (n * heads + head) * matrix);
     }
 
    private:
-    void step(int64_t head, int64_t start, int count, In* o) {
-        const Layout& x = p.layout;
+    void step(int64_t head, int64_t start, int count) {
+        const Layout& x = p.layout();
         const Decays<T>& d = chunk.decays;
         chunk.prepare(p, size, head, start, count, C);
         load(Tokens<const In>(p.v, x.value_heads(), head, x.V), start, count, C, e, size.ldv);
@@ -109,7 +118,7 @@ class Forward {
         if (p.corrections) store(e, size.ldv, start, count, C, Tokens<T>(p.corrections, x.value_heads(), head, x.V));
         scale_rows(chunk.beta, e, size.ldv, u, size.ldv, size.V);
         add_causal<T, false>(chunk.products[0], u, size.ldv, d.grown, read, size.ldv, size.V);
-        store(read, size.ldv, start, count, C, Tokens<In>(o, x.value_heads(), head, x.V));
+        store(read, size.ldv, start, count, C, Tokens<In>(outputs.o, x.value_heads(), head, x.V));
         scale_rows(d.left, u, size.ldv, u, size.ldv, size.V);
         multiply<T>(size.K, size.V, C, {chunk.k_rows(size), 1, size.K}, u, size.ldv, state, size.ldv, d.whole());
     }
@@ -118,13 +127,14 @@ class Forward {
 // Backward
 
 template <class T, class In>
-struct Grads {
-    const In* o;           // [tokens, HV, V]
-    const T* final_state;  // [N, HV, K, V]
-    In *q, *k;             // per value head: [tokens, HV, K]
-    In* v;
-    T *g, *beta;           // [tokens, HV]
-    T* initial_state;
+struct BackwardArguments {
+    Problem<T, In> problem;
+    const In* dout;         // of o
+    const T* dfinal_state;  // [N, HV, K, V]
+    In *dq, *dk;            // per value head: [tokens, HV, K]
+    In* dv;
+    T *dg, *dbeta;          // [tokens, HV]
+    T* dinitial_state;
 };
 
 template <class T, class In>
@@ -132,7 +142,7 @@ class Backward {
     static constexpr int CHUNKS = SEGMENT / C;
 
     const Problem<T, In>& p;
-    const Grads<T, In>& grads;
+    const BackwardArguments<T, In>& grads;
     Sizes<T> size;
     Arena arena;
     Chunk<T> chunk[CHUNKS];
@@ -163,30 +173,30 @@ class Backward {
     }
 
    public:
-    Backward(const Problem<T, In>& p, const Grads<T, In>& grads) : p(p), grads(grads), size(p.layout) {
+    explicit Backward(const BackwardArguments<T, In>& x) : p(x.problem), grads(x), size(p.layout()) {
         take();
         arena.allocate();
         take();
     }
 
     void run(int64_t n, int64_t head) {
-        const Layout& x = p.layout;
+        const Layout& x = p.layout();
         int64_t place = (n * x.value_heads() + head) * x.K * x.V, length = x.length(n);
         int64_t first = x.first_segment(n), segments = (length + SEGMENT - 1) / SEGMENT;
-        load_state(grads.final_state + place, x.K, x.V, dstate, size.ldv);
+        load_state(grads.dfinal_state + place, x.K, x.V, dstate, size.ldv);
         for (int64_t s = segments - 1; s >= 0; s--) {
             int64_t start = x.begin[n] + s * SEGMENT, end = x.begin[n] + std::min(length, (s + 1) * SEGMENT);
             rebuild(head, first + s, start, end);
             for (int64_t i = (end - start - 1) / C; i >= 0; i--)
                 step(int(i), head, start + i * C, int(std::min<int64_t>(C, end - start - i * C)));
         }
-        store_state(dstate, size.ldv, x.K, x.V, grads.initial_state + place);
+        store_state(dstate, size.ldv, x.K, x.V, grads.dinitial_state + place);
     }
 
    private:
     // The segment's chunks, and the state before each from the one kept at its start.
     void rebuild(int64_t head, int64_t segment, int64_t start, int64_t end) {
-        const Layout& x = p.layout;
+        const Layout& x = p.layout();
         load_state(p.states + (segment * x.value_heads() + head) * x.K * x.V, x.K, x.V, states[0], size.ldv);
         for (int i = 0; start + i * C < end; i++) {
             int64_t at = start + i * C;
@@ -202,30 +212,30 @@ class Backward {
     }
 
     void step(int i, int64_t head, int64_t start, int count) {
-        const Layout& x = p.layout;
+        const Layout& x = p.layout();
         const Chunk<T>& c = chunk[i];
         const Decays<T>& d = c.decays;
         T* de = dout + C * size.ldv;
         alignas(64) T dbeta[C], dg[C];
-        load(Tokens<const In>(grads.o, x.value_heads(), head, x.V), start, count, -C, dout, size.ldv);
+        load(Tokens<const In>(grads.dout, x.value_heads(), head, x.V), start, count, -C, dout, size.ldv);
         // dU = (D qk)^T dO + left K dh' - strict(D kk)^T dE;  dE = beta dU = dV
         multiply<T>(C, size.V, size.K, {c.cols + C, 1, 2 * C}, dstate, size.ldv, du, size.ldv);
         add_causal<T, true>(c.products[0], dout, size.ldv, d.left, du, size.ldv, size.V);
         solve_lower_adjoint(c.products[1], c.beta, du, size.ldv, size.V);
         scale_rows(c.beta, du, size.ldv, de, size.ldv, size.V);
         dot_rows(e[i], size.ldv, du, size.ldv, size.V, dbeta);
-        store(de, size.ldv, start, count, -C, Tokens<In>(grads.v, x.value_heads(), head, x.V));
-        store(dbeta, 1, start, count, 0, Tokens<T>(grads.beta, x.value_heads(), head, 1));
+        store(de, size.ldv, start, count, -C, Tokens<In>(grads.dv, x.value_heads(), head, x.V));
+        store(dbeta, 1, start, count, 0, Tokens<T>(grads.dbeta, x.value_heads(), head, 1));
         transpose<T>(2 * C, size.V, dout, size.ldv, dout_cols, 2 * C);
         transpose<T>(C, size.V, u[i], size.ldv, u_cols, C);
         multiply<T>(size.K, 2 * C, size.V, {states[i], size.ldv, 1}, dout_cols, 2 * C, dread, 2 * C);
         multiply<T>(size.K, C, size.V, {dstate, size.ldv, 1}, u_cols, C, dwrite, C);
         key_grads(i, dg);
-        store(dg, 1, start, count, 0, Tokens<T>(grads.g, x.value_heads(), head, 1));
+        store(dg, 1, start, count, 0, Tokens<T>(grads.dg, x.value_heads(), head, 1));
         transpose<T>(size.K, C, dq, C, rows, size.K);
-        store(rows, size.K, start, count, -C, Tokens<In>(grads.q, x.value_heads(), head, x.K));
+        store(rows, size.K, start, count, -C, Tokens<In>(grads.dq, x.value_heads(), head, x.K));
         transpose<T>(size.K, C, dk, C, rows, size.K);
-        store(rows, size.K, start, count, -C, Tokens<In>(grads.k, x.value_heads(), head, x.K));
+        store(rows, size.K, start, count, -C, Tokens<In>(grads.dk, x.value_heads(), head, x.K));
         // dh = grown_C dh' + (grown Q)^T dO - (grown K)^T dE
         alignas(64) T minus[C];
         for (int t = 0; t < C; t++) minus[t] = -d.grown[t];
@@ -238,6 +248,7 @@ class Backward {
     void key_grads(int i, T* dg) {
         const Chunk<T>& c = chunk[i];
         const Decays<T>& d = c.decays;
+        const T scale = p.scale();
         constexpr int L = LANES<T>;
         alignas(64) T from_start[C], to_end[C];
         for (int t = 0; t < C; t += L) {
@@ -248,7 +259,7 @@ class Backward {
                 Vec<T> written = left * vec(dwrite + m * C + t);
                 read += q * by_q - k * by_k;
                 write += k * written;
-                vec(dq + m * C + t) = p.scale * by_q;
+                vec(dq + m * C + t) = scale * by_q;
                 vec(dk + m * C + t) = written - by_k;
             }
             vec(&from_start[t]) = read;
@@ -269,7 +280,7 @@ class Backward {
         transpose<T>(C, C, &kk[0][0], C, &pair[0][0], C);
         for (int r = 0; r < C; r++)
             for (int j = 0; j < C; j += L) {
-                vec(&to_q[r][j]) *= p.scale;
+                vec(&to_q[r][j]) *= scale;
                 vec(&kk[r][j]) = -(vec(&kk[r][j]) + vec(&pair[r][j]));
             }
         const T* k = c.k_rows(size);
@@ -285,30 +296,9 @@ class Backward {
 using namespace hybridlm;
 
 extern "C" void hybridlm_gated_delta_forward(const Call* call) {
-    by_dtype(call->dtype, [&](auto t, auto in) {
-        using T = decltype(t);
-        using In = decltype(in);
-        Pointers x(*call);
-        Problem<T, In> p{call->layout, T(call->scale), x, x, x, x, x, x, x, x};
-        In* o = x;
-        T* final_state = x;
-        int64_t heads = p.layout.value_heads();
-        parallel(
-            call->threads, p.layout.n_sequences * heads, [&] { return std::make_unique<Forward<T, In>>(p); },
-            [&](Forward<T, In>& worker, int64_t i) { worker.run(i / heads, i % heads, o, final_state); });
-    });
+    typed<ForwardArguments>(call, [](const auto& x) { for_each_head<Forward>(x); });
 }
 
 extern "C" void hybridlm_gated_delta_backward(const Call* call) {
-    by_dtype(call->dtype, [&](auto t, auto in) {
-        using T = decltype(t);
-        using In = decltype(in);
-        Pointers x(*call);
-        Problem<T, In> p{call->layout, T(call->scale), x, x, x, x, x, x, x, x};
-        Grads<T, In> grads{x, x, x, x, x, x, x, x};
-        int64_t heads = p.layout.value_heads();
-        parallel(
-            call->threads, p.layout.n_sequences * heads, [&] { return std::make_unique<Backward<T, In>>(p, grads); },
-            [&](Backward<T, In>& worker, int64_t i) { worker.run(i / heads, i % heads); });
-    });
+    typed<BackwardArguments>(call, [](const auto& x) { for_each_head<Backward>(x); });
 }
