@@ -257,7 +257,7 @@ def blocks(K: int, V: int, heads: int, dtype: torch.dtype, n_processors: int) ->
     return {"BK": BK, "BV": BV, "num_warps": 4, "num_stages": 2 if dtype.itemsize == 2 else 1}
 
 
-def _sizes(k: Tensor, v: Tensor, tables: Tables) -> tuple[tuple[Any], dict[str, Any]]:
+def _sizes(k: Tensor, v: Tensor, tables: Tables) -> tuple[Any, dict[str, Any]]:
     """The grid of a launch, and its arguments besides tensors and scale."""
     H, K = k.shape[2:]
     HV, V = v.shape[2:]
