@@ -14,6 +14,7 @@ from ...kernels.shared.sequences import Sequences
 from ..mixers import MIXERS, Mixer
 from ..mixers.attention.attention import Attention
 from ..parts.context import Context
+from ..parts.linear import project
 from ..parts.norm import RMSNorm
 from ..parts.shape import ModelShape
 from ..recipe.layers import LayerSpec
@@ -173,7 +174,7 @@ class HybridLM(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of `Output.hidden` [..., D], capped if the model caps them."""
-        return cap(self.lm_head(hidden), self.config.logit_softcap)
+        return cap(project(self.lm_head, hidden), self.config.logit_softcap)
 
     def _loss(self, x: Tensor, logits: Tensor | None, targets: Tensor, losses: dict[str, Tensor]) -> Tensor:
         """Mean over the targets plus auxiliary losses, to which the z-loss (Chowdhery et al. 2022, sec. 5) is added."""

@@ -59,7 +59,7 @@ class Attention(Mixer):
         q, k, v, gate = self.projection(self, x)
         if self.options.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
+        q, k, v = (y.view(*y.shape[:2], -1, self.head_dim) for y in (q, k, v))
         if self.options.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rope:

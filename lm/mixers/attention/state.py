@@ -11,13 +11,14 @@ from ...parts.state import LayerState
 class KVState(LayerState):
     """Keys and values [N, S, n_kv_heads, head_dim], S slots; the token at position p lies in slot p, or p mod `window`.
 
-    Slots are allocated in doubling steps, so that a step writes its own tokens and copies no others.
+    Slots are allocated in doubling steps, so that a step writes its own tokens and copies no others. They lie head by
+    head, [N, n_kv_heads, S, head_dim]: a query reads one stretch of memory.
     """
 
     def __init__(self, k: Tensor, v: Tensor, window: int | None = None):
-        super().__init__(k=k, v=v)
+        super().__init__()
         self.window = window
-        self.used = k.shape[1]
+        self.load({"k": k, "v": v})
 
     @classmethod
     def empty(
@@ -29,22 +30,23 @@ class KVState(LayerState):
 
     def held(self) -> tuple[Tensor, Tensor]:
         """Views of the keys and values in use [N, used, n_kv_heads, head_dim]."""
-        return self["k"][:, : self.used], self["v"][:, : self.used]
+        k, v = (self[name][:, :, : self.used].transpose(1, 2) for name in ("k", "v"))
+        return k, v
 
     def write_rows(self, start: int, k: Tensor, v: Tensor) -> None:
         """Store k, v [N, T, n_kv_heads, head_dim] in the slots from `start` on."""
         self._reserve(start + k.shape[1])
-        self["k"][:, start : start + k.shape[1]] = k
-        self["v"][:, start : start + k.shape[1]] = v
+        self["k"][:, :, start : start + k.shape[1]] = k.transpose(1, 2)
+        self["v"][:, :, start : start + k.shape[1]] = v.transpose(1, 2)
 
     def write(self, end: int, rows: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k, v [M, n_kv_heads, head_dim] in the `slots` [M], all below `end`, of sequences `rows` [M]."""
         self._reserve(end)
-        self["k"][rows, slots] = k.to(self["k"].dtype)
-        self["v"][rows, slots] = v.to(self["v"].dtype)
+        self["k"][rows, :, slots] = k.to(self["k"].dtype)
+        self["v"][rows, :, slots] = v.to(self["v"].dtype)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        super().load(tensors)
+        super().load({name: tensor.transpose(1, 2).contiguous() for name, tensor in tensors.items()})
         self.used = tensors["k"].shape[1]
 
     def _live(self) -> dict[str, Tensor]:
@@ -53,7 +55,7 @@ class KVState(LayerState):
 
     def _reserve(self, slots: int) -> None:
         self.used = max(self.used, slots)
-        capacity = self["k"].shape[1]
+        capacity = self["k"].shape[2]
         if self.used <= capacity:
             return
         grown = max(self.used, 2 * capacity)
@@ -61,6 +63,6 @@ class KVState(LayerState):
             grown = min(grown, self.window)
         for name in ("k", "v"):
             old = self[name]
-            new = old.new_zeros(old.shape[0], grown, *old.shape[2:])
-            new[:, :capacity] = old
+            new = old.new_zeros(*old.shape[:2], grown, old.shape[3])
+            new[:, :, :capacity] = old
             self.update(**{name: new})
