@@ -42,7 +42,7 @@ def causal_attention(
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, dropout: float = 0.0) -> Tensor:
     """Softmax attention under a boolean mask. q: [N, T, H, D]; k, v: [N, S, H_kv, D]; allowed: [N, T, S]."""
-    return _sdpa(q, k, v, attn_mask=allowed[:, None], dropout_p=dropout)
+    return _sdpa(q, k, v, allowed[:, None], dropout=dropout)
 
 
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -53,22 +53,23 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = 
     N, T, H, D = q.shape
     mask = None if allowed is None else allowed[:, None]
     if T > 1:
-        return _sdpa(q, k, v, attn_mask=mask)
+        return _sdpa(q, k, v, mask)
     grouped = q.view(N, k.shape[2], -1, D)  # [N, H_kv, H / H_kv, D]
     o = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return o.reshape(N, 1, H, D)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False, dropout: float = 0.0) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **how).transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped).transpose(1, 2)
 
 
 def _dense(qkv: list[Tensor], window: int | None, dropout: float) -> Tensor:
     q, k, v = qkv
     T = q.shape[1]
     if window is None or window >= T:
-        return _sdpa(q, k, v, is_causal=True, dropout_p=dropout)
+        return _sdpa(q, k, v, None, causal=True, dropout=dropout)
     return _banded(q, k, v, window, dropout)
 
 

@@ -1,6 +1,7 @@
 """What mixers with a memory of fixed size have in common: its decoding state, its sizes, and how it is carried on."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,16 +66,10 @@ class RecurrentMixer(Mixer):
         if memory is not None and _decoding(sequences):
             rows = (None if x is None else x.flatten(0, 1) for x in inputs)  # [N, ...]
             return operator.step(*rows, state=memory).unsqueeze(0 if sequences.packed else 1)
-        how = {}
+        run = operator
         if isinstance(self.options, ChunkedConfig):
-            how = {"chunk_size": self.options.chunk_size, "recompute": self.options.recompute}
-        o, last = operator(
-            *inputs,
-            initial_state=memory,
-            output_final_state=state is not None,
-            sequences=sequences,
-            **how,
-        )
+            run = partial(operator, chunk_size=self.options.chunk_size, recompute=self.options.recompute)
+        o, last = run(*inputs, initial_state=memory, output_final_state=state is not None, sequences=sequences)
         if state is not None and last is not None:
             state.update(memory=last.detach().contiguous())
         return o

@@ -178,11 +178,11 @@ class HybridLM(nn.Module):
 
     def _loss(self, x: Tensor, logits: Tensor | None, targets: Tensor, losses: dict[str, Tensor]) -> Tensor:
         """Mean over the targets plus auxiliary losses, to which the z-loss (Chowdhery et al. 2022, sec. 5) is added."""
-        how = {"z_weight": self.config.z_loss}
+        z_weight, softcap = self.config.z_loss, self.config.logit_softcap
         if logits is None:
-            sums = linear_cross_entropy(x, self.lm_head.weight, targets, softcap=self.config.logit_softcap, **how)
+            sums = linear_cross_entropy(x, self.lm_head.weight, targets, z_weight=z_weight, softcap=softcap)
         else:
-            sums = full_cross_entropy(logits, targets, **how)
+            sums = full_cross_entropy(logits, targets, z_weight=z_weight)
         n = sums.n_targets.clamp(min=1)
         loss = sums.total / n + sum(losses.values())
         if self.config.z_loss:
