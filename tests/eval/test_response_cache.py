@@ -47,7 +47,7 @@ def test_two_processes_may_write_the_same_file(tmp_path):
 def test_a_killed_process_leaves_a_file_that_can_be_read(tmp_path):
     """SIGKILL at a random moment of writing: every commit before it is there, none is half there."""
     code = f"""
-from hybridlm.eval import response_cache
+from hybridlm.eval.benchmarks import response_cache
 response_cache.COMMIT_EVERY = 0
 cache = response_cache.ResponseCache({str(tmp_path)!r}, "a")
 for i in range(10**6):
