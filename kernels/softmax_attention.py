@@ -52,9 +52,9 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = 
     """
     N, T, H, D = q.shape
     mask = None if allowed is None else allowed[:, None]
-    if T > 1:
+    if T != 1:
         return _sdpa(q, k, v, mask)
-    grouped = q.view(N, k.shape[2], -1, D)  # [N, H_kv, H / H_kv, D]
+    grouped = q.view(N, k.shape[2], H // k.shape[2], D)  # [N, H_kv, H / H_kv, D]
     o = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return o.reshape(N, 1, H, D)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 T = TypeVar("T")
@@ -123,6 +124,8 @@ class Sequences:
 
     def once(self, make: Callable[..., T], *arguments: Any) -> T:
         """make(self, *arguments), made at the first call. What it makes must not hold on to these sequences."""
+        if tracing():
+            return make(self, *arguments)
         made = self.__dict__.setdefault("_made", {})
         key = (make, *arguments)
         if key not in made:
@@ -139,10 +142,19 @@ class Sequences:
         return self.once(_chunks, min(chunk_size, 1 << max(0, self.longest - 1).bit_length()), device)
 
 
-@lru_cache(maxsize=64)
 def rows(batch: int, tokens: int) -> Sequences:
     """B rows of T tokens: one value per shape, so that tables outlive a training step."""
+    return Sequences(batch, tokens) if tracing() else _rows(batch, tokens)
+
+
+@lru_cache(maxsize=64)
+def _rows(batch: int, tokens: int) -> Sequences:
     return Sequences(batch, tokens)
+
+
+def tracing() -> bool:
+    """Whether tensors made now are no real ones, by torch.export or torch.compile: none of them may be remembered."""
+    return torch.compiler.is_compiling() or detect_fake_mode() is not None
 
 
 @dataclass(frozen=True)

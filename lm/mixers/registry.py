@@ -1,10 +1,11 @@
 """The registered mixers by name: their options at once, their layers, which need torch, when they are asked for."""
 
 from collections.abc import Iterator, MutableMapping
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .options import MixerConfig
-from .stages import first_stage
+from .stages import run_in_two_stages
 
 if TYPE_CHECKING:
     from .base import Mixer
@@ -15,12 +16,12 @@ class Registry(MutableMapping[str, "type[Mixer]"]):
 
     def __init__(self, homes: dict[str, str]):
         self._entries: dict[str, str | type[Mixer]] = dict(homes)
+        run_in_two_stages({_module(home) for home in homes.values()})
 
     def __getitem__(self, name: str) -> "type[Mixer]":
         entry = self._entries[name]
         if isinstance(entry, str):
-            file, _, kind = entry.partition(":")
-            entry = self._entries[name] = getattr(first_stage(f"{__package__}.{file}"), kind)
+            entry = self._entries[name] = getattr(import_module(_module(entry)), entry.partition(":")[2])
         return entry
 
     def __setitem__(self, name: str, mixer: "type[Mixer]") -> None:
@@ -43,5 +44,9 @@ class Registry(MutableMapping[str, "type[Mixer]"]):
         entry = self._entries[name]
         if not isinstance(entry, str):
             return entry.Config
-        file, _, kind = entry.partition(":")
-        return vars(first_stage(f"{__package__}.{file}")).get(f"{kind}Config", MixerConfig)
+        first_stage = vars(import_module(_module(entry)))
+        return first_stage.get(f"{entry.partition(':')[2]}Config", MixerConfig)
+
+
+def _module(home: str) -> str:
+    return f"{__package__}.{home.partition(':')[0]}"

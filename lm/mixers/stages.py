@@ -4,40 +4,34 @@ The first stage is the file up to its first import of torch: the options. The se
 the module for a name that is not there yet. Line numbers, tracebacks and type checkers see one ordinary module.
 """
 
+import __future__
+
 import ast
 import sys
 import threading
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import find_spec, module_from_spec
-from types import ModuleType
+from collections.abc import Collection, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
 from typing import Any
 
-_lock = threading.RLock()
+
+def run_in_two_stages(modules: Collection[str]) -> None:
+    """Have these modules, by full name, imported so from now on, by whoever imports them."""
+    sys.meta_path.insert(0, _Finder(modules))
 
 
-def first_stage(name: str) -> ModuleType:
-    """The module `name`, at least the first stage of which has run; later imports of it get the same module."""
-    with _lock:
-        if name in sys.modules:
-            return sys.modules[name]
-        spec = find_spec(name)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return _load(spec, _TwoStages(name, spec.origin))
+class _Finder(MetaPathFinder):
+    def __init__(self, modules: Collection[str]):
+        self.modules = frozenset(modules)
 
-
-def _load(spec: ModuleSpec, loader: SourceFileLoader) -> ModuleType:
-    spec.loader = loader
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        loader.exec_module(module)
-    except BaseException:
-        del sys.modules[spec.name]
-        raise
-    parent, _, leaf = spec.name.rpartition(".")
-    setattr(sys.modules[parent], leaf, module)  # as an import statement does
-    return module
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path) if fullname in self.modules else None
+        if spec is not None and spec.origin is not None:
+            spec.loader = _TwoStages(fullname, spec.origin)
+        return spec
 
 
 class _TwoStages(SourceFileLoader):
@@ -45,25 +39,42 @@ class _TwoStages(SourceFileLoader):
         tree = ast.parse(self.get_data(self.path), self.path)
         cut = next((i for i, statement in enumerate(tree.body) if _imports_torch(statement)), len(tree.body))
         layer, tree.body = tree.body[cut:], tree.body[:cut]
-        namespace = module.__dict__
-        exec(compile(tree, self.path, "exec"), namespace)
-        if not layer:
-            return
+        options = compile(tree, self.path, "exec", dont_inherit=True)
+        if layer:
+            second = compile(ast.Module(layer, []), self.path, "exec", _futures(options), dont_inherit=True)
+            vars(module)["__getattr__"] = _Missing(vars(module), second)
+        exec(options, vars(module))
 
-        def missing(name: str) -> Any:
-            """PEP 562: the second stage runs once, and then the module answers for itself."""
-            if name.startswith("__"):  # what the import system asks of any module
-                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-            with _lock:
-                if namespace.pop("__getattr__", None) is missing:
-                    try:
-                        exec(compile(ast.Module(layer, []), self.path, "exec"), namespace)
-                    except BaseException:
-                        namespace["__getattr__"] = missing  # the next one to ask gets the error again
-                        raise
-            return getattr(module, name)
 
-        namespace["__getattr__"] = missing
+class _Missing:
+    """The module's `__getattr__` (PEP 562) until its second stage has run: once, whatever thread asks first."""
+
+    def __init__(self, namespace: dict[str, Any], layer: CodeType):
+        self.namespace, self.layer, self.lock, self.running = namespace, layer, threading.RLock(), False
+
+    def __call__(self, name: str) -> Any:
+        if not name.startswith("__"):  # those the import system asks any module for
+            with self.lock:
+                if name not in self.namespace and not self.running:
+                    self._run()
+                if name in self.namespace:
+                    return self.namespace[name]
+        raise AttributeError(f"module {self.namespace['__name__']!r} has no attribute {name!r}")
+
+    def _run(self) -> None:
+        self.running = True  # a file that imports itself in a circle finds what it has so far
+        try:
+            exec(self.layer, self.namespace)
+        except BaseException:
+            self.running = False  # the next one to ask gets the error again
+            raise
+        self.namespace.pop("__getattr__", None)
+
+
+def _futures(code: CodeType) -> int:
+    """The flags of its `from __future__` imports, which hold for the whole file."""
+    features = (getattr(__future__, name) for name in __future__.all_feature_names)
+    return sum(feature.compiler_flag for feature in features if code.co_flags & feature.compiler_flag)
 
 
 def _imports_torch(statement: ast.stmt) -> bool:

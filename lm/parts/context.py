@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from ...kernels.shared.sequences import Sequences
+from ...kernels.shared.sequences import Sequences, tracing
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,9 @@ class Context(Sequences):
     @classmethod
     def dense(cls, n: int, T: int, past: Ints[int] | None, device: torch.device) -> "Context":
         """n rows of T tokens."""
-        return _fresh_rows(n, T, device) if past is None or not any(past) else cls(n, T, None, tuple(past), device)
+        if (past is None or not any(past)) and not tracing():
+            return _fresh_rows(n, T, device)
+        return cls(n, T, None, tuple(past or (0,) * n), device)
 
     @classmethod
     def documents_after(cls, lengths: Ints[int], past: Ints[int] | None, device: torch.device) -> "Context":

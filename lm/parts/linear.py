@@ -19,7 +19,8 @@ def project(module: nn.Module, x: Tensor) -> Tensor:
 
 def _few(x: Tensor) -> bool:
     return (
-        not torch.is_grad_enabled()
+        not torch.compiler.is_compiling()  # its sizes may be symbols
+        and not torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() // x.shape[-1] in FEW

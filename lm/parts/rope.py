@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ...kernels.shared.sequences import tracing
 from .context import Context
 from .rope_config import RopeConfig
 
@@ -77,8 +78,12 @@ def rotation(
 
     No buffer: a model cast to bfloat16 would round its frequencies.
     """
-    cos, sin = cos_sin(_frequencies(config, head_dim, positions.device), positions)
+    cos, sin = cos_sin(_frequencies_on(config, head_dim, positions.device), positions)
     return (config.scale * cos).to(dtype), (config.scale * sin).to(dtype)
+
+
+def _frequencies_on(config: RopeConfig, head_dim: int, device: torch.device) -> Tensor:
+    return inverse_frequencies(config, head_dim).to(device) if tracing() else _frequencies(config, head_dim, device)
 
 
 @lru_cache(maxsize=64)

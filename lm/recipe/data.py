@@ -27,7 +27,7 @@ class Select(Strict):
 
 
 class SourceConfig(Strict):
-    """A corpus. `name` is a registered source (`hybridlm fetch --list`), or give `format` and `path`."""
+    """A corpus. `name` is a registered source (`hybridlm fetch`), or give `format` and `path`."""
 
     name: str
     format: Literal["registered", "json", "parquet", "text", "folder", "hub"] = "registered"

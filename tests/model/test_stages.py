@@ -55,6 +55,43 @@ def test_many_threads_may_be_first():
     """) == ["8", "1"]
 
 
+def test_threads_that_ask_while_another_runs_the_layer_wait_for_it():
+    assert run("""
+        import importlib, sys, threading
+        sys.setswitchinterval(1e-6)
+        from hybridlm.lm.mixers import MIXERS
+        names = {"gla": "GLA", "hgrn": "HGRN", "retnet": "RetNet", "deltanet": "DeltaNet"}
+        errors, start = [], threading.Barrier(6)
+        def look(plain):
+            start.wait()
+            for name, kind in names.items():
+                try:
+                    module = importlib.import_module(f"hybridlm.lm.mixers.{name}")
+                    getattr(module, kind) if plain else MIXERS[name]
+                except Exception as error: errors.append(error)
+        threads = [threading.Thread(target=look, args=(i % 2,)) for i in range(6)]
+        [t.start() for t in threads]; [t.join() for t in threads]
+        print(len(errors))
+    """) == ["0"]
+
+
+def test_a_future_import_holds_for_both_stages(tmp_path):
+    (tmp_path / "late.py").write_text(
+        "from __future__ import annotations\nx = 1\nimport torch\n\ndef f(y: Nowhere) -> Nowhere:\n    return y\n"
+    )
+    (tmp_path / "broken.py").write_text("x = 1\nimport torch\ny = 1 / 0\n")
+    assert run(f"""
+        import sys; sys.path.insert(0, {str(tmp_path)!r})
+        from hybridlm.lm.mixers.stages import run_in_two_stages
+        run_in_two_stages(["late", "broken"])
+        import late, broken
+        print(late.x, "torch" in sys.modules, late.f(3), late.f.__annotations__["y"])
+        for _ in range(2):
+            try: broken.y
+            except ZeroDivisionError: print("again")
+    """) == ["1", "False", "3", "Nowhere", "again", "again"]
+
+
 def test_a_name_that_is_nowhere_is_an_attribute_error():
     assert run("""
         from hybridlm.lm.mixers import MIXERS

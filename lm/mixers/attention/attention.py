@@ -59,7 +59,8 @@ class Attention(Mixer):
         q, k, v, gate = self.projection(self, x)
         if self.options.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (y.view(*y.shape[:2], -1, self.head_dim) for y in (q, k, v))
+        heads = (self.n_heads, self.n_kv_heads, self.n_kv_heads)  # by number: a call may have no token
+        q, k, v = (y.view(*y.shape[:2], n, self.head_dim) for y, n in zip((q, k, v), heads, strict=True))
         if self.options.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rope:
