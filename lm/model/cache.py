@@ -31,6 +31,7 @@ class Cache:
         self.layers = layers
         self.lengths = [0] * n
         self._calls = 0
+        self._inference = torch.is_inference_mode_enabled()
 
     @contextmanager
     def continuing(self, lengths: tuple[int, ...]) -> Iterator[list[LayerState]]:
@@ -40,10 +41,14 @@ class Cache:
                 "cache: is stale, its layers were continued through another cache or by a call that failed; continue "
                 "Output.cache of the last call, or take cache.clone() before it"
             )
+        if self._inference and not torch.is_inference_mode_enabled():  # such tensors are of no use outside that mode
+            for layer in self.layers:
+                layer.load(layer.tensors())
         for layer in self.layers:
             layer.calls = self._calls + 1
         yield self.layers
         self._calls += 1
+        self._inference = torch.is_inference_mode_enabled()
         self.lengths = [past + new for past, new in zip(self.lengths, lengths, strict=True)]
 
     @property

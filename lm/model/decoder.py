@@ -179,6 +179,8 @@ class HybridLM(nn.Module):
     def _loss(self, x: Tensor, logits: Tensor | None, targets: Tensor, losses: dict[str, Tensor]) -> Tensor:
         """Mean over the targets plus auxiliary losses, to which the z-loss (Chowdhery et al. 2022, sec. 5) is added."""
         z_weight, softcap = self.config.z_loss, self.config.logit_softcap
+        if logits is None and type(self.lm_head) is not nn.Linear:
+            logits = self.head(x)  # an adapter or another dtype in its place: what it computes is not in the weight
         if logits is None:
             sums = linear_cross_entropy(x, self.lm_head.weight, targets, z_weight=z_weight, softcap=softcap)
         else:

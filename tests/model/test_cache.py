@@ -186,6 +186,20 @@ def test_a_call_that_failed_half_way_leaves_no_state_to_continue(monkeypatch):
     model(tokens(1, 1), cache=before)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_cache_filled_in_inference_mode_is_continued_outside_it(grad):
+    model = build(pattern=MIXED, n_layers=4)
+    ids = tokens(2, 9)
+    with torch.inference_mode():
+        cache = model(ids[:, :6], cache=True).cache
+        model(ids[:, 6:7], cache=cache)
+    with torch.set_grad_enabled(grad):
+        parts = [model(ids[:, t : t + 1], cache=cache).logits for t in (7, 8)]
+        assert_close(torch.cat(parts, 1), model(ids).logits[:, 7:], 1e-5)
+    if grad:
+        torch.cat(parts, 1).sum().backward()
+
+
 def test_gradients_flow_through_the_new_keys_of_a_continued_call():
     model = build(pattern=["attention", {"attention": {"window": 4}}])
     ids = tokens(1, 9)

@@ -64,8 +64,9 @@ class Attention(Mixer):
         if self.options.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.options.rope:
-            # Llama's tables have the parameters' dtype: rounded in a bfloat16 model, exact under autocast
-            dtype = self.o_proj.weight.dtype if self.llama_rounding else torch.float32
+            # Llama's tables have the model's dtype: rounded in a bfloat16 model, exact under autocast
+            rounded = self.llama_rounding and not torch.is_autocast_enabled(x.device.type)
+            dtype = x.dtype if rounded else torch.float32
             cos, sin = tables(self.options.rope, self.head_dim, sequences, dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q, k, v, gate
