@@ -36,11 +36,7 @@ class Cache:
     @contextmanager
     def continuing(self, lengths: tuple[int, ...]) -> Iterator[list[LayerState]]:
         """Around the call in which every layer sees `lengths` more tokens of each sequence. Raises ValueError."""
-        if any(layer.calls not in (0, self._calls) for layer in self.layers):
-            raise ValueError(
-                "cache: is stale, its layers were continued through another cache or by a call that failed; continue "
-                "Output.cache of the last call, or take cache.clone() before it"
-            )
+        self._check()
         if self._inference and not torch.is_inference_mode_enabled():  # such tensors are of no use outside that mode
             for layer in self.layers:
                 layer.load(layer.tensors())
@@ -51,16 +47,26 @@ class Cache:
         self._inference = torch.is_inference_mode_enabled()
         self.lengths = [past + new for past, new in zip(self.lengths, lengths, strict=True)]
 
+    def _check(self) -> None:
+        """Raises ValueError where the layers are not those of `lengths`: a copy or a file would hide it."""
+        if any(layer.calls not in (0, self._calls) for layer in self.layers):
+            raise ValueError(
+                "cache: is stale, its layers were continued through another cache or by a call that failed; continue "
+                "Output.cache of the last call, or take cache.clone() before it"
+            )
+
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
 
     def clone(self) -> "Cache":
         """A cache of its own with the same content."""
+        self._check()
         return self._of([layer.clone() for layer in self.layers], self.lengths)
 
     def select(self, rows: list[int]) -> "Cache":
         """A copy that keeps, repeats or reorders sequences: beams, or many continuations of one prefix."""
+        self._check()
         return self._of([layer.rows(rows) for layer in self.layers], [self.lengths[row] for row in rows])
 
     def handed_on(self, layers: list[LayerState], lengths: list[int]) -> "Cache":
@@ -78,6 +84,7 @@ class Cache:
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file."""
+        self._check()
         tensors = {
             f"{i}.{k}": t.contiguous() for i, layer in enumerate(self.layers) for k, t in layer.tensors().items()
         }

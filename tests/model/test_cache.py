@@ -161,7 +161,7 @@ def test_a_snapshot_taken_before_a_step_stays_what_it_was(steps):
 
 
 @torch.no_grad()
-def test_a_stale_or_shared_cache_is_refused():
+def test_a_stale_or_shared_cache_is_refused(tmp_path):
     model = build(pattern=MIXED, n_layers=4)
     cache = model(tokens(1, 5), cache=True).cache
     alias, shared = copy.copy(cache), Cache(list(cache.layers), 1)
@@ -169,6 +169,10 @@ def test_a_stale_or_shared_cache_is_refused():
     for stale in (alias, shared):
         with pytest.raises(ValueError, match="cache: is stale"):
             model(tokens(1, 1), cache=stale)
+        for copied, given in ((stale.clone, ()), (stale.select, ([0],)), (stale.save, (tmp_path / "stale",))):
+            with pytest.raises(ValueError, match="cache: is stale"):
+                copied(*given)
+    assert not list(tmp_path.iterdir())
     model(tokens(1, 1), cache=cache)  # the one that made the last call goes on
 
 
