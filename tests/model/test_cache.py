@@ -169,9 +169,9 @@ def test_a_stale_or_shared_cache_is_refused(tmp_path):
     for stale in (alias, shared):
         with pytest.raises(ValueError, match="cache: is stale"):
             model(tokens(1, 1), cache=stale)
-        for copied, given in ((stale.clone, ()), (stale.select, ([0],)), (stale.save, (tmp_path / "stale",))):
+        for copied, what in ((stale.clone, ()), (stale.select, ([0],)), (stale.save, (tmp_path / "stale",))):
             with pytest.raises(ValueError, match="cache: is stale"):
-                copied(*given)
+                copied(*what)
     assert not list(tmp_path.iterdir())
     model(tokens(1, 1), cache=cache)  # the one that made the last call goes on
 
