@@ -24,6 +24,7 @@ from .catalogue import GROUPS, Options, build, content_hash
 from .harness import HybridHarness
 from .response_cache import fingerprint
 from .scores import Scores, collect, group_mean
+from .shots import shots_counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Benchmarks:
         self._run(harness, bootstrap_iters=0)
 
     def _run(self, harness: HybridHarness, bootstrap_iters: int) -> Any:
-        with _quiet(), _random_state_kept(), templates_compiled_once():
+        with _quiet(), _random_state_kept(), templates_compiled_once(), shots_counted():
             for task in self.tasks.values():
                 if self.options.fewshot_seed is not None:
                     task.set_fewshot_seed(self.options.fewshot_seed)  # its generator goes on from call to call

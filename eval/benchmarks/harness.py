@@ -1,9 +1,11 @@
 """lm-eval's view of a model: its three kinds of requests."""
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -24,6 +26,7 @@ from .response_cache import ResponseCache, fingerprint
 
 if TYPE_CHECKING:
     from ...lm.data.tokenizer import Tokenizer
+    from ...lm.hf.chat import ChatTemplate
 
 
 OnLong = Literal["truncate", "error"]
@@ -49,7 +52,7 @@ class HybridHarness(LM):
 
     responses: folder of a ResponseCache. data_parallel: every process of the torch.distributed group makes the same
     calls, does a share of the work and gets all results, so lm-eval needs to know of one process only. progress: a bar
-    on a terminal.
+    on a terminal. chat: the templates for prompts that are conversations.
 
     Counted by task: `truncated`, requests whose context did not fit whole; `apart`, requests where a token of the
     joined text spans context and continuation, which are then encoded one by one.
@@ -57,6 +60,8 @@ class HybridHarness(LM):
     Raises ConfigError when max_length is below 2 or batch_tokens below max_length, and for a long context under
     on_long="error"; NaNError that says where when the model gives NaN.
     """
+
+    _template: str | None = None
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class HybridHarness(LM):
         data_parallel: bool = False,
         seed: int = 0,
         progress: bool = False,
+        chat: "ChatTemplate | None" = None,
     ):
         super().__init__()
         if max_length < 2:
@@ -88,14 +94,42 @@ class HybridHarness(LM):
         self.seed, self.progress = seed, progress
         self.truncated: Counter[str] = Counter()
         self.apart: Counter[str] = Counter()
-        self._responses: tuple[str | Path, str] | None = None
-        if responses is not None:
-            asked_of = fingerprint(model, tokenizer, max_length=max_length, share_prefixes=share_prefixes)
-            self._responses = responses, asked_of
+        self.chat = chat
+        self._responses = responses
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of all that an answer depends on: weights, architecture, tokenizer, length."""
+        return fingerprint(self.model, self.tokenizer, max_length=self.max_length, share_prefixes=self.share_prefixes)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What lm-eval's --cache_requests knows the tokenizer and its chat templates by."""
+        told = json.dumps(self.chat.templates if self.chat else {}, sort_keys=True)
+        return f"{self.tokenizer.fingerprint}-{hashlib.sha256(told.encode()).hexdigest()}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The Jinja template that `apply_chat_template` uses from now on: the default for True, or the one so called.
+
+        Raises ConfigError when there is no such template.
+        """
+        if chat_template is False:
+            return None
+        self._template = None if chat_template is True else chat_template
+        return self._chat().text(self._template)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages as the prompt that the model was tuned on. Raises ConfigError when there is no chat template."""
+        return self._chat().render(chat_history, name=self._template, answer_follows=add_generation_prompt)
+
+    def _chat(self) -> "ChatTemplate":
+        if self.chat is None:
+            raise ConfigError("chat template: this harness was given none; pass chat=ChatTemplate.of(run)")
+        return self.chat
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log p(continuation | context) in nats, whether greedy decoding would give it), for each request.
@@ -223,7 +257,8 @@ class HybridHarness(LM):
 
         def work(chosen: list[int]) -> dict[int, Any]:
             with ExitStack() as stack:
-                cache = stack.enter_context(ResponseCache(*self._responses)) if self._responses else None
+                kept = ResponseCache(self._responses, self.identity) if self._responses is not None else None
+                cache = stack.enter_context(kept) if kept else None
                 done = (
                     {chosen[k]: answer for k, answer in cache.known(keys[i] for i in chosen).items()} if cache else {}
                 )

@@ -24,10 +24,16 @@ def fingerprint(model: HybridLM, tokenizer: "Tokenizer", **options: Any) -> str:
     """SHA-256 of all that an answer depends on: weights with their dtypes, architecture, tokenizer, options, FORMAT."""
     digest = hashlib.sha256(f"{FORMAT} {tokenizer.fingerprint} {sorted(options.items())}".encode())
     digest.update(model.config.model_dump_json().encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    add_weights(digest, model)
     return digest.hexdigest()
+
+
+def add_weights(digest: "hashlib._Hash", module: torch.nn.Module) -> None:
+    """Every tensor of a module's state: name, type, shape, and bytes unless it is on the meta device."""
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if not tensor.is_meta:
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 class ResponseCache:
