@@ -16,6 +16,7 @@ from ..parts.errors import ConfigError, DataError
 from .files import write_atomically
 
 MODEL_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
+GENERATION_FILE = "generation_config.json"
 SPACE = "\u2581"  # SentencePiece writes a space so
 LONGEST_LINE = 16384  # characters; SentencePiece leaves out lines of more than 65536 bytes
 
@@ -37,11 +38,14 @@ class Tokenizer:
     """Text to token ids and back. `encode` adds no special tokens; packing puts bos and eos around documents.
 
     For tokenizers made by `train_tokenizer`, decode(encode(text)) == text for every text.
+
+    stop_ids: the tokens that end a generated text, eos_id first: those of an imported model's generation_config.json.
     """
 
-    def __init__(self, backend: TokenizerBackend):
+    def __init__(self, backend: TokenizerBackend, stop_ids: Iterable[int] = ()):
         self._backend = backend
         self.vocab_size, self.bos_id, self.eos_id = backend.vocab_size, backend.bos_id, backend.eos_id
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *stop_ids)))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without bos and eos."""
@@ -88,7 +92,8 @@ class Tokenizer:
         if path.suffix not in (".model", ".json"):
             raise ConfigError(f"tokenizer {str(path)!r}: unknown kind {path.suffix!r}; allowed: .model, .json")
         raw = path.read_bytes()
-        return cls(SentencePiece(raw, str(path)) if path.suffix == ".model" else FastTokenizer(raw, path))
+        backend = SentencePiece(raw, str(path)) if path.suffix == ".model" else FastTokenizer(raw, path)
+        return cls(backend, _stop_ids(path.parent))
 
 
 class StreamDecoder:
@@ -216,6 +221,13 @@ class FastTokenizer:
 def _content(token: str | dict | None) -> str | None:
     """A special token in tokenizer_config.json is a string or a record with `content`."""
     return token["content"] if isinstance(token, dict) else token
+
+
+def _stop_ids(folder: Path) -> list[int]:
+    """The ends of text that a generation_config.json in `folder` numbers."""
+    file = folder / GENERATION_FILE
+    numbered = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return numbered if isinstance(numbered, list) else [] if numbered is None else [numbered]
 
 
 def _settings(backend: TokenizerBackend) -> bytes:

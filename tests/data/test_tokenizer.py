@@ -1,3 +1,4 @@
+import json
 import random
 
 import pytest
@@ -118,6 +119,14 @@ def test_tokenizers_json(tmp_path):
     assert (again.bos_id, again.eos_id, again.fingerprint) == (1, 2, named.fingerprint)
     stream = again.stream()
     assert "".join(stream.push(id) for id in again.encode("whale 😀 é")) + stream.flush() == "whale 😀 é"
+
+
+def test_a_text_ends_at_any_of_the_tokens_that_a_generation_config_numbers(tmp_path):
+    path = TRAINED.save(tmp_path)
+    assert Tokenizer.load(path).stop_ids == (2,)
+    for numbered, expected in ((7, (2, 7)), ([5, 2, 7], (2, 5, 7)), (None, (2,))):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": numbered}))
+        assert Tokenizer.load(tmp_path).stop_ids == expected
 
 
 def test_loading_errors(tmp_path):
