@@ -7,7 +7,7 @@ source's tokenizer would ask it; a file beside its tokenizer says how.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..parts.errors import DataError
 from .files import write_atomically
@@ -51,7 +51,8 @@ class Specials:
         if not file.is_file():
             return None
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
-        except (ValueError, TypeError, AttributeError) as error:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            lists = {name: tuple(found[name]) for name in ("front", "back", "stop_ids")}
+            return cls(**found | lists)
+        except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{file}: cannot be read ({error}); convert the checkpoint again") from None

@@ -55,8 +55,9 @@ def metaspace() -> Tokenizer:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     made.decoder = decoders.Sequence(steps)
     specials = ["<unk>", "<s>", "</s>", *bytes_]
+    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # in training only: no piece spans two words
     made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=330, special_tokens=specials, show_progress=False))
-    content = json.loads(made.to_str())
+    content = json.loads(made.to_str()) | {"pre_tokenizer": None}
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in bytes_]
     return around(Tokenizer.from_str(json.dumps(content)), "<s> $A")
 
