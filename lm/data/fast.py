@@ -93,14 +93,13 @@ class FastTokenizer:
         return around(self._tokenizer)
 
     def specials_of_source(self) -> Specials:
-        """How transformers' PreTrainedTokenizerFast asks: by add_bos_token and add_eos_token where the settings have
-        either, else by the post-processor.
+        """How transformers asks: by the file's post-processor. Settings that want BOS are heeded where there is none:
+        GGUF files were imported so.
         """
         bos, eos = (self._id(_content(self._settings.get(key))) for key in ("bos_token", "eos_token"))
         front, back = self.around
-        if "add_bos_token" in self._settings or "add_eos_token" in self._settings:
-            front = (bos,) if self._settings.get("add_bos_token") and bos >= 0 else ()
-            back = (eos,) if self._settings.get("add_eos_token") and eos >= 0 else ()
+        if not front and self._settings.get("add_bos_token") is True:
+            front = (self.bos_id,)
         prefix = next(i for i in (bos, eos, self.bos_id) if i >= 0)
         return Specials(self.bos_id, self.eos_id, front, back, prefix, (self.eos_id,))
 

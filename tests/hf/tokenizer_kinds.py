@@ -105,11 +105,13 @@ SOURCES: dict[str, Callable[[Path], None]] = {
     "BOS by template": lambda at: write(at, around(byte_level(), "<s> $A"), FAST),
     "BOS and EOS by template": lambda at: write(at, around(byte_level(), "<s> $A </s>"), FAST),
     "EOS alone by template": lambda at: write(at, around(byte_level(), "$A </s>"), {**FAST, "bos_token": None}),
-    "a template that settings turn off": lambda at: write(
+    "a template, and settings against it": lambda at: write(
         at, around(byte_level(), "<s> $A"), {**FAST, "add_bos_token": False}
     ),
-    "BOS by settings": lambda at: write(at, byte_level(), {**FAST, "add_bos_token": True}),
-    "EOS by settings": lambda at: write(at, byte_level(), {**FAST, "add_bos_token": True, "add_eos_token": True}),
+    "settings that want BOS, and no template": lambda at: write(at, byte_level(), {**FAST, "add_bos_token": True}),
+    "settings that want BOS and EOS, and no template": lambda at: write(
+        at, byte_level(), {**FAST, "add_bos_token": True, "add_eos_token": True}
+    ),
     "BOS wanted and none named": lambda at: write(
         at, byte_level(), {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "add_bos_token": True}
     ),
