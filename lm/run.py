@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from .data.tokenizer import Tokenizer
 
+IMPORTED = "imported from "
+"""How the description of an import's recipe begins."""
+
 
 class Run:
     """The files of one run by name. `Run.create` starts one, `Run(path)` opens it for evaluation or generation."""
@@ -57,7 +60,15 @@ class Run:
     def tokenizer(self) -> "Tokenizer":
         from .data.tokenizer import Tokenizer
 
-        return Tokenizer.load(self.folder / "tokenizer")
+        as_trained = self.recipe.data.tokenizer.special_text
+        return Tokenizer.load(self.folder / "tokenizer", imported=self._is_import, special_text=as_trained)
+
+    @property
+    def _is_import(self) -> bool:
+        """Whether the run was made of a published checkpoint: its recipe has the tokenizer of its own folder."""
+        recipe, own = self.recipe, (self.folder / "tokenizer").resolve()
+        path = recipe.data.tokenizer.path
+        return recipe.description.startswith(IMPORTED) or (path is not None and Path(path).resolve() == own)
 
     def newest_checkpoint(self) -> Path:
         """The folder of the latest complete checkpoint."""

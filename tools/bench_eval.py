@@ -162,7 +162,9 @@ def _on_our_tokens(harness: Any, tokenizer: Tokenizer) -> Callable[[list[Any]], 
 
     def score(requests: list[Any]) -> list[Answer]:
         encoded = [(request.args, ours._encode(*request.args)) for request in requests]
-        tokens = [(args, [tokenizer.bos_id, *e.context], e.continuation) for args, e in encoded]
+        tokens = [
+            (args, [*tokenizer.front, *e.context] or [tokenizer.prefix_id], e.continuation) for args, e in encoded
+        ]
         return harness._loglikelihood_tokens(tokens, disable_tqdm=True)
 
     return score
@@ -173,7 +175,8 @@ def _measure(
 ) -> dict[str, Any]:
     encode = HybridHarness(model, tokenizer, max_length=recipe.model.context)._encode
     pairs = [encode(*request.args) for request in requests]
-    cut = [split_windows(p.context, p.continuation, tokenizer.bos_id, recipe.model.context) for p in pairs]
+    front, prefix_id = tokenizer.front, tokenizer.prefix_id
+    cut = [split_windows(p.context, p.continuation, front, recipe.model.context, prefix_id) for p in pairs]
     windows = [window for parts in cut for window in parts]
     for side in sides:
         side.run(requests[:WARM])

@@ -27,11 +27,11 @@ def export_run(run: Path, dst: Path, format: str, dtype: str | None, console: "C
     model = load_pretrained(run)
     if kind is not None:
         model = model.to(kind)
-    tokenizer = opened.folder / "tokenizer"
-    save_pretrained(model, dst, tokenizer=tokenizer if tokenizer.is_dir() else None, format=format)
+    tokenizer = opened.tokenizer() if (opened.folder / "tokenizer").is_dir() else None
+    save_pretrained(model, dst, tokenizer=tokenizer, format=format)
     size = sum(file.stat().st_size for file in dst.glob("*.safetensors"))
     console.print(f"exported: {dst} ({format}, {size / 1e6:.1f} MB of weights)", highlight=False)
-    if not tokenizer.is_dir():
+    if tokenizer is None:
         console.print(f"{run} has no tokenizer folder: none was written", highlight=False)
     if format == "hybridlm":
         console.print("transformers loads it after `import hybridlm`", highlight=False)

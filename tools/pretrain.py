@@ -9,6 +9,7 @@ from rich.console import Console
 from ..eval.console import stage
 from ..eval.measurement import hooks, measurements_of, weightless
 from ..lm.data.prepare import prepare
+from ..lm.data.tokenizer import Tokenizer
 from ..lm.recipe.layers import describe
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
@@ -28,8 +29,9 @@ def pretrain(recipe: Recipe, console: Console) -> Run:
         with stage(console, f"preparing data of {recipe.name}"):
             prepared = prepare(recipe)
         run = Run.create(recipe)
-        prepared.tokenizer.save(run.folder / "tokenizer")
-        asked = measurements_of(recipe, prepared.tokenizer)
+        tokenizer = _asked_with(run, prepared.tokenizer)
+        tokenizer.save(run.folder / "tokenizer")
+        asked = measurements_of(recipe, tokenizer)
     if asked:
         on_main(lambda: prepare_all(asked, weightless(recipe.model), console))
     trainer = Trainer(recipe, prepared, run, console, hooks(recipe, asked, run.folder / "eval"))
@@ -46,3 +48,10 @@ def pretrain(recipe: Recipe, console: Console) -> Run:
     trainer.run()
     finish(run, prepared, asked, console)
     return run
+
+
+def _asked_with(run: Run, packed_with: Tokenizer) -> Tokenizer:
+    """The tokenizer that prompts are made with: an import that is trained further is asked as it was before."""
+    if (run.folder / "tokenizer").is_dir() and (kept := run.tokenizer()).fingerprint == packed_with.fingerprint:
+        return kept
+    return packed_with

@@ -24,7 +24,7 @@ def stream(
     model, tokenizer = load_run(run), run.tokenizer()
     text = tokenizer.stream()
     write(prompt)
-    ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    ids = tokenizer.encode_prompt(prompt) or [tokenizer.prefix_id]
 
     drawn = decode(
         model,

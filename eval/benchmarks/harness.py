@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lm_eval.api.instance import Instance
@@ -25,7 +25,7 @@ from .continuing import Sampling, continue_batch
 from .response_cache import ResponseCache, fingerprint
 
 if TYPE_CHECKING:
-    from ...lm.data.tokenizer import Tokenizer
+    from ...lm.data.tokenizer import Encoded, Tokenizer
     from ...lm.hf.chat import ChatTemplate
 
 
@@ -33,18 +33,12 @@ OnLong = Literal["truncate", "error"]
 """What happens to a context that does not fit whole: cut on the left and counted, or an error."""
 
 
-class Encoded(NamedTuple):
-    """A context and its continuation in tokens, without BOS; `apart` if no token boundary fell between the two."""
-
-    context: list[int]
-    continuation: list[int]
-    apart: bool
-
-
 class HybridHarness(LM):
     """lm-eval's three request types on a HybridLM.
 
-    Every input to the model is BOS, which starts every training document, and then at most `max_length - 1` tokens.
+    Every input to the model starts with the tokenizer's `front`: BOS, which starts every training document, or what the
+    source of an imported model puts there, which may be nothing. A text that spells it gets it once. All together are
+    at most `max_length` tokens.
     Sequences of similar length are computed together, at most `batch_tokens` tokens with padding counted, or as many as
     the free memory holds if that is "auto"; results do not depend on it. What requests begin with alike is computed
     once, unless share_prefixes is False, which exists to be measured. The model's mode and the random state are left as
@@ -140,7 +134,8 @@ class HybridHarness(LM):
         for request in requests:
             tokens = self._encode(*request.args)
             self.apart[_task(request)] += tokens.apart
-            self._check_fits(request, len(tokens.context) + len(tokens.continuation), self.max_length)
+            room = self.max_length + 1 - (len(self.tokenizer.front) or not tokens.context)
+            self._check_fits(request, len(tokens.context) + len(tokens.continuation), room)
             pairs.append((tokens.context, tokens.continuation))
         return [(score.log_likelihood, score.greedy) for score in self._score(pairs, requests)]
 
@@ -153,31 +148,31 @@ class HybridHarness(LM):
             )
         self.truncated[_task(request)] += length > room
 
-    def _encode(self, context: str, continuation: str) -> Encoded:
-        """Tokens of the joined text, cut at the boundary; white space that ends the context goes to the continuation.
-
-        Where a token spans the cut the two are encoded apart: every continuation has a token of its own, and all
-        answers to one question are scored after the same context.
-        """
-        text = context + continuation
-        context = context.rstrip()
+    def _encode(self, context: str, continuation: str) -> "Encoded":
+        """See `Tokenizer.encode_pair`; without what stands in front, also where the text spells it."""
         if not continuation:
-            raise ConfigError(f"request whose context ends in {text[-40:]!r}: the continuation to score is empty")
-        before, whole = self.tokenizer.encode(context), self.tokenizer.encode(text)
-        if len(whole) > len(before) and whole[: len(before)] == before:
-            return Encoded(before, whole[len(before) :], False)
-        return Encoded(before, self.tokenizer.encode(text[len(context) :]), True)
+            raise ConfigError(f"request whose context ends in {context[-40:]!r}: the continuation to score is empty")
+        tokens = self.tokenizer.encode_pair(context, continuation)
+        if tokens.context:
+            return tokens._replace(context=_behind(self.tokenizer.front, tokens.context))
+        return tokens._replace(continuation=self._alone(tokens.continuation))
+
+    def _alone(self, targets: list[int]) -> list[int]:
+        """Targets without a context, and without what they are scored behind."""
+        lead = self.tokenizer.front or (self.tokenizer.prefix_id,)
+        return _behind(lead, targets) or targets
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log p(text) in nats, every token scored once; a text over max_length in windows that start with BOS again."""
-        texts = [([], self.tokenizer.encode(request.args[0])) for request in requests]
+        """log p(text) in nats, every token scored once; a text over max_length in windows that start alike."""
+        texts = [([], self._alone(self.tokenizer.encode(request.args[0]))) for request in requests]
         return [score.log_likelihood for score in self._score(texts, requests)]
 
     def _score(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], requests: Sequence[Instance]
     ) -> list[TargetScore]:
         """The score of each (context, targets), made by the request of the same index: the sum over its windows."""
-        cuts = [split_windows(context, targets, self.tokenizer.bos_id, self.max_length) for context, targets in pairs]
+        front, prefix_id = self.tokenizer.front, self.tokenizer.prefix_id
+        cuts = [split_windows(context, targets, front, self.max_length, prefix_id) for context, targets in pairs]
         windows: list[Window] = [window for cut in cuts for window in cut]
         owners = [request for cut, request in zip(cuts, requests, strict=True) for _ in cut]
 
@@ -205,19 +200,20 @@ class HybridHarness(LM):
         """
         prompts: list[list[int]] = []
         groups: dict[Sampling, list[int]] = defaultdict(list)
+        front, back = self.tokenizer.front, self.tokenizer.back
         for i, request in enumerate(requests):
             context, options = cast(tuple[str, dict[str, Any]], request.args)
             sampling = Sampling.from_options(options)
-            room = self.max_length - sampling.max_new_tokens - 1
+            around = sampling.max_new_tokens + len(front) + len(back)
+            room = self.max_length - around
             if room < 1:
                 raise ConfigError(
                     f"{_where(request)}: max_gen_toks={sampling.max_new_tokens} leaves no room for a context within "
-                    f"max_length={self.max_length}; raise it to {sampling.max_new_tokens + 2} or more, or leave the "
-                    "task out"
+                    f"max_length={self.max_length}; raise it to {around + 1} or more, or leave the task out"
                 )
-            tokens = self.tokenizer.encode(context)
+            tokens = _behind(front, self.tokenizer.encode(context))
             self._check_fits(request, len(tokens), room)
-            prompts.append([self.tokenizer.bos_id, *tokens[-room:]])
+            prompts.append([*front, *tokens[-room:], *back] or [self.tokenizer.prefix_id])
             groups[sampling].append(i)
         samplings = {i: sampling for sampling, members in groups.items() for i in members}
         lengths = [len(prompt) + samplings[i].max_new_tokens for i, prompt in enumerate(prompts)]
@@ -275,6 +271,11 @@ class HybridHarness(LM):
             return done
 
         return in_parallel(order, lengths, work) if self.data_parallel else work(list(order))
+
+
+def _behind(front: Sequence[int], tokens: list[int]) -> list[int]:
+    """Tokens of a text without `front`, which its window starts with anyway, where the text spells it."""
+    return tokens[len(front) :] if tuple(tokens[: len(front)]) == tuple(front) else tokens
 
 
 def _task(request: Instance) -> str:

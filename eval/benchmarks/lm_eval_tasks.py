@@ -18,6 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import pattern_match
 
 from ...lm.data.tokenizer import Tokenizer
+from ...lm.hf.tokenizers import from_transformers
 from ...lm.parts.errors import ConfigError
 from ...lm.recipe.data import DataConfig
 from ...lm.run import Run
@@ -38,10 +39,10 @@ class ModelTokenizer:
         self.arguments = arguments
 
     @cached_property
-    def encode(self) -> Callable[[str], list[int]]:
-        """Token ids of a text, without BOS. Raises ConfigError when the model's arguments name no tokenizer."""
+    def encode_inside(self) -> Callable[[list[str]], list[list[int]]]:
+        """See `Tokenizer.encode_inside`. Raises ConfigError when the model's arguments name no tokenizer."""
         if run := self.arguments.get("run"):
-            return Run(run).tokenizer().encode
+            return Run(run).tokenizer().encode_inside
         source = self.arguments.get("tokenizer") or self.arguments.get("pretrained")
         if not source:
             raise ConfigError(
@@ -50,8 +51,7 @@ class ModelTokenizer:
             )
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        return lambda text: tokenizer.encode(text, add_special_tokens=False)
+        return from_transformers(AutoTokenizer.from_pretrained(source)).encode_inside
 
 
 class CatalogueTasks:

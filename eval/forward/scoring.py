@@ -23,7 +23,7 @@ from .prefix_tree import Node, grow, separate
 
 
 class Window(NamedTuple):
-    """What one forward scores: log p(targets | context). `context` starts with BOS, as every training document did."""
+    """What one forward scores: log p(targets | context). `context` starts as the model's prompts do, most with BOS."""
 
     context: tuple[int, ...]
     targets: tuple[int, ...]
@@ -40,18 +40,23 @@ class TargetScore(NamedTuple):
     greedy: bool
 
 
-def split_windows(context: Sequence[int], targets: Sequence[int], bos_id: int, max_length: int) -> list[Window]:
-    """Cut `context + targets` (no BOS in either) into windows of at most `max_length` input tokens, BOS included.
+def split_windows(
+    context: Sequence[int], targets: Sequence[int], front: Sequence[int], max_length: int, prefix_id: int | None = None
+) -> list[Window]:
+    """Cut `context + targets` into windows of at most `max_length` input tokens, `front` included.
 
-    Every target is scored once. A window sees BOS and as many of the tokens just before its targets as fit, at least
-    one if there is one. One window is enough for max_length targets without a context, or max_length - 1 with one.
+    Every target is scored once. A window sees `front` and as many of the tokens just before its targets as fit, at
+    least one if there is one. One window behind a single BOS is enough for max_length targets without a context, or
+    max_length - 1 with one. prefix_id: what stands before the first token of all where there is nothing in front.
     """
     tokens = (*context, *targets)
     windows = []
     start = len(context)
     while start < len(tokens):
-        stop = min(len(tokens), start + max_length - (start > 0))
-        windows.append(Window((bos_id, *tokens[max(0, stop - max_length) : start]), tokens[start:stop]))
+        head = tuple(front) if front or start else (prefix_id,)
+        room = max_length + 1 - len(head)  # tokens of a window behind its head: the last one is not an input
+        stop = min(len(tokens), start + room - (start > 0))
+        windows.append(Window((*head, *tokens[max(0, stop - room) : start]), tokens[start:stop]))
         start = stop
     return windows
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 
 from ...lm.parts.errors import DataError
-from ..texts import encode_pieces
 
 if TYPE_CHECKING:
     from ...lm.data.tokenizer import Tokenizer
@@ -39,7 +38,7 @@ class Haystack:
         sentences = [sentence for sentence in sentences if sentence]
         if not sentences:
             raise DataError("haystack: the text is empty; give a longer one")
-        return cls(encode_pieces(tokenizer, [f" {sentence}" for sentence in sentences]))
+        return cls(tokenizer.encode_inside([f" {sentence}" for sentence in sentences]))
 
     def draw(self, n: int, rng: np.random.Generator) -> Straw:
         """n tokens that stop where a random sentence does; only their first sentence may lack its beginning."""

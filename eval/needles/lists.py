@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from ...lm.parts.errors import ConfigError
-from ..texts import encode_pieces
 from .prompt import Prompt
 from .words import KEYS, WORDS
 
@@ -126,7 +125,7 @@ class ListMaker:
         self.name, self.task, self.tokenizer, self.length, self.seed = name, task, tokenizer, length, seed
         self.most = task.largest(length)
         entries = min(length, int(task.counts(self.most, length, self.most + 10).sum()))  # no more words than tokens
-        self.labels = encode_pieces(tokenizer, [task.label(i) for i in range(entries)])
+        self.labels = tokenizer.encode_inside([task.label(i) for i in range(entries)])
         self.label_sizes = np.cumsum([0, *map(len, self.labels)])  # tokens of the first i labels: [entries + 1]
 
     def prompts(self, n: int) -> list[Prompt]:
@@ -135,13 +134,14 @@ class ListMaker:
 
     def _prompt(self, rng: np.random.Generator) -> Prompt:
         listing = self.task.draw(rng, self.length)
-        pieces = [listing.intro, listing.question, listing.answer, *(f" {word}" for word in listing.words)]
-        intro, question, answer, *words = encode_pieces(self.tokenizer, pieces)
+        intro = [*self.tokenizer.front, *self.tokenizer.encode(listing.intro)]
+        pieces = [listing.question, listing.answer, *(f" {word}" for word in listing.words)]
+        question, answer, *words = self.tokenizer.encode_inside(pieces)
         room = max(self.task.max_new_tokens, len(answer))
-        counts = self._counts(np.array([len(word) for word in words]), 1 + len(intro) + len(question) + room)
+        counts = self._counts(np.array([len(word) for word in words]), len(intro) + len(question) + room)
         order = rng.permutation(np.repeat(np.arange(len(words)), counts))
         listed = [token for label, i in zip(self.labels, order, strict=False) for token in (*label, *words[i])]
-        tokens = np.array([self.tokenizer.bos_id, *intro, *listed, *question], dtype=np.int32)
+        tokens = np.array([*intro, *listed, *question], dtype=np.int32)
         answers = tuple(listing.words[self.task.asked])
         return Prompt(self.name, self.length, None, tokens, answers, tuple(answer), room)
 

@@ -12,9 +12,10 @@ from ...lm.data.files import atomic
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One question. tokens [n]: BOS, the text, the question, the first words of the answer; n and `max_new_tokens` are
-    `length` together, or a little less where the text is a list of words. depth: of the needle that holds the answer,
-    None where several do. answers: in lower case. answer: their tokens, in order, as they follow the prompt.
+    """One question. tokens [n]: what the tokenizer puts in front (BOS, mostly), the text, the question, the first words
+    of the answer; n and `max_new_tokens` are `length` together, or a little less where the text is a list of words.
+    depth: of the needle that holds the answer, None where several do. answers: in lower case. answer: their tokens, in
+    order, as they follow the prompt.
     """
 
     task: str

@@ -11,7 +11,6 @@ import numpy as np
 from ...lm.data.document import digest
 from ...lm.parts.errors import ConfigError, DataError
 from ...lm.parts.strict import nearest
-from ..texts import encode_pieces
 from .haystack import Haystack, Straw
 from .lists import ListMaker
 from .prompt import Prompt, read, write
@@ -62,7 +61,7 @@ def make_prompts(
     encoded = once(lambda: Haystack.from_text(haystack[:HAYSTACK], tokenizer))
     for name in tasks:
         for length in lengths:
-            what = (FORMAT, tokenizer.fingerprint, text_hash, name, length, fractions, samples, seed)
+            what = (FORMAT, tokenizer.prompt_fingerprint, text_hash, name, length, fractions, samples, seed)
             file = Path(cache).expanduser() / "needles" / f"{digest(*what)}.npz" if cache else None
             if file and file.is_file():
                 yield read(file)
@@ -70,7 +69,7 @@ def make_prompts(
             task = TASKS[name]
             stream = (seed, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16), length)
             if isinstance(task, NeedleTask | VariableTracking):
-                hay = encoded() if task.haystack == "text" else Haystack(encode_pieces(tokenizer, FILLER))
+                hay = encoded() if task.haystack == "text" else Haystack(tokenizer.encode_inside(FILLER))
                 prompts = PromptMaker(name, task, hay, tokenizer, length, stream).prompts(fractions, samples)
             else:
                 prompts = ListMaker(name, task, tokenizer, length, stream).prompts(len(fractions) * samples)
@@ -80,7 +79,7 @@ def make_prompts(
 
 
 class Draft(NamedTuple):
-    """A riddle in tokens, and the random stream that will hide it."""
+    """A riddle in tokens, what stands in front included in the intro, and the random stream that will hide it."""
 
     depth: float
     rng: np.random.Generator
@@ -109,7 +108,7 @@ class PromptMaker:
         if isinstance(self.task, NeedleTask) and self.task.haystack == "needles":
             pairs = self.task.distractors(np.random.default_rng(self.seed), length // SHORTEST_NEEDLE + 8)
             self.keys = [key for key, _ in pairs]
-            self.pool = encode_pieces(tokenizer, [f"\n{sentence}" for _, sentence in pairs])
+            self.pool = tokenizer.encode_inside([f"\n{sentence}" for _, sentence in pairs])
 
     def prompts(self, depths: Sequence[float], samples: int) -> list[Prompt]:
         """`samples` prompts of each depth, every one from a random stream of its own."""
@@ -122,12 +121,13 @@ class PromptMaker:
     def _draft(self, depth: float, rng: np.random.Generator) -> Draft:
         riddle = self.task.draw(rng)
         answer = " " + ", ".join(riddle.answers)
-        pieces = [riddle.intro, riddle.question, answer, *(f" {sentence}" for sentence in riddle.needles)]
-        intro, question, answer_tokens, *needles = encode_pieces(self.tokenizer, pieces)
+        intro = [*self.tokenizer.front, *self.tokenizer.encode(riddle.intro)]
+        pieces = [riddle.question, answer, *(f" {sentence}" for sentence in riddle.needles)]
+        question, answer_tokens, *needles = self.tokenizer.encode_inside(pieces)
         return Draft(depth, rng, riddle, intro, question, answer_tokens, needles)
 
     def _prompt(self, draft: Draft, room: int) -> Prompt:
-        frame = 1 + len(draft.intro) + len(draft.question) + sum(map(len, draft.needles))
+        frame = len(draft.intro) + len(draft.question) + sum(map(len, draft.needles))
         n = self.length - frame - room
         if n < 1:
             raise ConfigError(
@@ -136,7 +136,7 @@ class PromptMaker:
             )
         straw = self._straw(n, draft.riddle, draft.rng)
         hidden = hide(straw, draft.needles, self._places(draft, straw))
-        tokens = np.array([self.tokenizer.bos_id, *draft.intro, *hidden, *draft.question], dtype=np.int32)
+        tokens = np.array([*draft.intro, *hidden, *draft.question], dtype=np.int32)
         assert len(tokens) + room == self.length
         self._check(tokens, draft.riddle)
         depth = draft.depth if self.task.one_depth else None

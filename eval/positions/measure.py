@@ -31,9 +31,9 @@ def measure_positions(model: "HybridLM", stretches: Stretches, reading: Reading,
     with inference(model):
         for rows in _batches(stretches.rows, max(1, batch_tokens // CHUNK)):
             plan = reading.plan(len(rows[0]))
-            ids = torch.tensor([[stretches.bos_id, *row] for row in rows], device=model.device)
+            ids = torch.tensor([[stretches.prefix_id, *row] for row in rows], device=model.device)
             with nan_traced(model, ids):
-                nats.append(_score(model, ids, plan, reading.mode).flatten())
+                nats.append(_score(model, ids, plan, reading.mode, stretches.front).flatten())
             places.append(torch.arange(len(rows[0])).repeat(len(rows)))
             n_beyond += len(rows) * sum(max(0, min(s.stop - s.start, s.stop - s.first - limit)) for s in plan)
     cost, place = torch.cat(nats), torch.cat(places)
@@ -60,15 +60,15 @@ def _batches(rows: list[list[int]], size: int) -> Iterable[list[list[int]]]:
         yield rows[-1:]
 
 
-def _score(model: "HybridLM", ids: Tensor, plan: list[Span], mode: Mode) -> Tensor:
-    """-log p of ids[:, 1:] [B, n], float64 on the CPU; ids [B, n + 1] start with BOS."""
+def _score(model: "HybridLM", ids: Tensor, plan: list[Span], mode: Mode, front: bool) -> Tensor:
+    """-log p of ids[:, 1:] [B, n], float64 on the CPU; ids [B, n + 1] start with BOS, and windows do if `front`."""
     nats = torch.zeros(len(ids), ids.shape[1] - 1, dtype=torch.float64)
     cache = model.new_cache(len(ids))
     for span in plan:
         read = ids[:, span.first : span.stop].clone()
         if span.first:
             cache = _carried(model, cache) if mode == "carry" else model.new_cache(len(ids))
-            if mode != "carry":
+            if mode != "carry" and front:
                 read[:, 0] = ids[:, 0]  # BOS, which every document of the training began with
         for offset, hidden in run_chunks(model, read, cache):
             skip = max(0, span.start - span.first - offset)  # read before, scored before

@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stretches:
-    """A text's first tokens in documents of their own. rows: token ids without BOS, all but the last equally many."""
+    """A text's first tokens in documents of their own. rows: token ids without BOS, all but the last equally many.
+
+    prefix_id: what stands before the first token of each, BOS mostly. front: whether every later window starts with it
+    too, as the model's prompts do.
+    """
 
     name: str
     rows: list[list[int]]
     bytes: int
-    bos_id: int
+    prefix_id: int
+    front: bool = True
 
     @classmethod
     def cut(cls, tokenizer: "Tokenizer", text: str, *, max_tokens: int, blocks: int, name: str = "text") -> Self:
@@ -31,11 +36,11 @@ class Stretches:
         for what, value in (("max_tokens", max_tokens), ("blocks", blocks)):
             if value < 1:
                 raise ConfigError(f"{what}: {value}; use 1 or more")
-        tokens = tokenizer.encode(text)[: blocks * max_tokens]
+        tokens = tokenizer.encode_documents([text])[0][1:-1][: blocks * max_tokens]
         if not tokens:
             raise DataError(f"text {name!r}: is empty; give a longer one")
         rows = [tokens[start : start + max_tokens] for start in range(0, len(tokens), max_tokens)]
-        return cls(name, rows, sum(len(tokenizer.decode(row).encode()) for row in rows), tokenizer.bos_id)
+        return cls(name, rows, len(tokenizer.decode(tokens).encode()), tokenizer.prefix_id, bool(tokenizer.front))
 
     @property
     def longest(self) -> int:
@@ -44,7 +49,9 @@ class Stretches:
 
 
 class Span(NamedTuple):
-    """One window: tokens first..stop - 1 are read, BOS being token 0, and those after start..stop - 1 are scored."""
+    """One window: tokens first..stop - 1 are read, BOS or what stands for it being token 0, and those after
+    start..stop - 1 are scored.
+    """
 
     first: int
     start: int

@@ -49,7 +49,8 @@ class Recall(NamedTuple):
     documents: Callable[[Options, Count], Iterator[Document]]
 
     def __call__(self, name: str, options: Options) -> ConfigurableTask:
-        count = cache(lambda text: len(options.tokenizer.encode(text)))
+        # words are counted one by one: in the midst of a text, where no tokenizer puts a space in front
+        count = cache(lambda text: len(options.tokenizer.encode_inside([text])[0]))
         rows = list(self.documents(options, count))
         return make(recall_config(name), {"test": Dataset.from_list(rows)}, options, RecallTask)
 

@@ -1,7 +1,8 @@
 """Synthetic tasks put to a language model as it is: does it already look things up in strings without a meaning?
 
-The task's id i becomes token vocab_size - task.vocab_size + i, behind BOS: the last pieces of a vocabulary, whose first
-places belong to special tokens and bytes. Among the task's tokens, the likeliest counts as the answer.
+The task's id i becomes token vocab_size - task.vocab_size + i, behind what prompts begin with, BOS mostly: the last
+pieces of a vocabulary, whose first places belong to special tokens and bytes. Among the task's tokens, the likeliest
+counts as the answer.
 """
 
 import math
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from rich.table import Table
 
 from ...lm.parts.errors import ConfigError
@@ -104,13 +104,16 @@ def measure_probes(
     model: "HybridLM",
     probes: Sequence[Probe],
     *,
-    bos_id: int,
+    front: Sequence[int],
     batch_tokens: int = 8192,
     checkpoint: str = "",
 ) -> TokenProbes:
-    """Accuracy on the examples of each probe, which `draw_probes` has checked; the model stays as it was."""
+    """Accuracy on the examples of each probe, which `draw_probes` has checked; the model stays as it was.
+
+    front: tokens before each example, such as BOS.
+    """
     with inference(model):
-        return TokenProbes([_measure(model, one, bos_id, batch_tokens) for one in probes], checkpoint)
+        return TokenProbes([_measure(model, one, front, batch_tokens) for one in probes], checkpoint)
 
 
 @dataclass(frozen=True)
@@ -136,17 +139,17 @@ class ProbesMeasurement:
 
     def run(self, model: "HybridLM", checkpoint: str) -> TokenProbes:
         return measure_probes(
-            model, self.probes, bos_id=self.tokenizer.bos_id, batch_tokens=self.batch_tokens, checkpoint=checkpoint
+            model, self.probes, front=self.tokenizer.front, batch_tokens=self.batch_tokens, checkpoint=checkpoint
         )
 
 
-def _measure(model: "HybridLM", probe: Probe, bos_id: int, batch_tokens: int) -> Probed:
+def _measure(model: "HybridLM", probe: Probe, front: Sequence[int], batch_tokens: int) -> Probed:
     from .task import Examples
 
     task, examples = probe
-    rows = max(1, batch_tokens // (task.length + 1))
+    rows = max(1, batch_tokens // (task.length + len(front)))
     parts = [
-        task.scores(_outputs(model, Examples(*batch), task.vocab_size, bos_id), Examples(*batch))
+        task.scores(_outputs(model, Examples(*batch), task.vocab_size, front), Examples(*batch))
         for batch in zip(examples.inputs.split(rows), examples.labels.split(rows), strict=True)
     ]
     accuracy, exact = (torch.cat([part[name].double() for part in parts]) for name in ("accuracy", "exact"))
@@ -155,9 +158,10 @@ def _measure(model: "HybridLM", probe: Probe, bos_id: int, batch_tokens: int) ->
     return Probed(task.label, task.kind, float(accuracy.mean()), float(exact.mean()), stderr, n)
 
 
-def _outputs(model: "HybridLM", examples: "Examples", vocab_size: int, bos_id: int) -> torch.Tensor:
+def _outputs(model: "HybridLM", examples: "Examples", vocab_size: int, front: Sequence[int]) -> torch.Tensor:
     """Logits of the task's own tokens [labelled positions, vocab_size], on the CPU."""
     first = model.config.vocab_size - vocab_size
-    ids = F.pad(examples.inputs + first, (1, 0), value=bos_id).to(model.device)
-    hidden = model(ids, logits=False).hidden[:, 1:]
+    before = torch.tensor(front, dtype=torch.long).expand(len(examples.inputs), -1)
+    ids = torch.cat([before, examples.inputs + first], dim=1).to(model.device)
+    hidden = model(ids, logits=False).hidden[:, len(front) :]
     return model.head(hidden[examples.labelled.to(model.device)])[:, first:].float().cpu()

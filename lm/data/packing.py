@@ -68,7 +68,7 @@ def write_shard(tokenizer: Tokenizer, texts: list[str], path: Path) -> int:
     dtype = token_dtype(tokenizer.vocab_size)
     if _is_done(path, dtype):
         return sum(n_bytes)
-    documents = [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
+    documents = tokenizer.encode_documents(texts)
     tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in documents])
     if tokens.max() >= tokenizer.vocab_size:
         raise DataError(

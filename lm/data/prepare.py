@@ -78,7 +78,7 @@ def mixture_weights(sources: "list[SourceConfig]", n_tokens: list[int]) -> list[
 def _packed(
     source: "SourceConfig", data: "DataConfig", tokenizer: Tokenizer, folder: Path, task: "Task"
 ) -> PackedDataset:
-    fingerprint = digest(FORMAT, _source_key(source), tokenizer.fingerprint)
+    fingerprint = digest(FORMAT, _source_key(source), tokenizer.packing_fingerprint)
     target = folder / (re.sub(r"[^\w.-]+", "_", source.name) + f"-{fingerprint[:12]}")
     if not is_packed(target, fingerprint):
         advance = task(f"packing {source.name}")
@@ -94,7 +94,7 @@ def _source_key(source: "SourceConfig") -> list[object]:
 
 def _tokenizer(data: "DataConfig", vocab_size: int, folder: Path, task: "Task") -> Tokenizer:
     if data.tokenizer.kind == "file":
-        tokenizer = Tokenizer.load(str(data.tokenizer.path))
+        tokenizer = Tokenizer.load(str(data.tokenizer.path)).for_training(data.tokenizer.special_text)
         if tokenizer.vocab_size > vocab_size:
             raise ConfigError(
                 f"model.vocab_size={vocab_size}: {data.tokenizer.path} has {tokenizer.vocab_size} tokens; "

@@ -1,23 +1,40 @@
 """Tokenizers: SentencePiece BPE trained here, or a SentencePiece .model or tokenizers .json from elsewhere."""
 
 import hashlib
-import io
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
-
-import sentencepiece
-import tokenizers
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ..parts.errors import ConfigError, DataError
+from .fast import CONFIG_FILE, JSON_FILE, FastTokenizer
 from .files import write_atomically
+from .specials import Specials
+from .spm import LONGEST_LINE, MODEL_FILE, SPACE, SentencePiece, train
 
-MODEL_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
-SPACE = "\u2581"  # SentencePiece writes a space so
-LONGEST_LINE = 16384  # characters; SentencePiece leaves out lines of more than 65536 bytes
+__all__ = [
+    "CONFIG_FILE",
+    "JSON_FILE",
+    "LONGEST_LINE",
+    "MODEL_FILE",
+    "SPACE",
+    "Encoded",
+    "SentencePiece",
+    "SpecialText",
+    "StreamDecoder",
+    "Tokenizer",
+    "train_tokenizer",
+]
+
+GENERATION_FILE = "generation_config.json"
+# beside the tokenizer itself: chat templates, the special tokens' names, how the source samples
+COMPANIONS = ("special_tokens_map.json", "chat_template.jinja", "chat_template.json", GENERATION_FILE)
+TEMPLATES = "additional_chat_templates/*.jinja"
+
+SpecialText = Literal["text", "control"]
+"""What a document's words that spell a special token are: text like all others, or that token."""
 
 
 class TokenizerBackend(Protocol):
@@ -28,28 +45,86 @@ class TokenizerBackend(Protocol):
     bos_id: int
     eos_id: int
 
-    def encode(self, texts: list[str]) -> list[list[int]]: ...
+    def encode(self, texts: list[str], *, inside: bool = False, specials: bool = True) -> list[list[int]]:
+        """Token ids without BOS and EOS. inside: of texts that others stand before, so that joined tokens give joined
+        texts. specials: whether words that spell a special token are that token, if the tokenizer knows such.
+        """
+        ...
+
     def decode(self, ids: list[int]) -> str: ...
     def serialize(self) -> bytes: ...
 
 
-class Tokenizer:
-    """Text to token ids and back. `encode` adds no special tokens; packing puts bos and eos around documents.
+class Encoded(NamedTuple):
+    """A context and its continuation in tokens, with nothing in front; `apart` if no token boundary fell between."""
 
+    context: list[int]
+    continuation: list[int]
+    apart: bool
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    `encode` adds no special tokens, `encode_prompt` those that the model is asked with, `encode_documents` BOS and EOS.
     For tokenizers made by `train_tokenizer`, decode(encode(text)) == text for every text.
+
+    front, back: tokens around a prompt: BOS in front for this project's own runs, whatever the source says for an
+    imported model. prefix_id: what to score a text behind where nothing is in front. stop_ids: the tokens that end a
+    generated text, eos_id first: those of an imported model's generation_config.json.
     """
 
-    def __init__(self, backend: TokenizerBackend):
+    def __init__(
+        self,
+        backend: TokenizerBackend,
+        specials: Specials | None = None,
+        companions: Mapping[str, bytes] | None = None,
+        special_text: SpecialText = "text",
+    ):
         self._backend = backend
-        self.vocab_size, self.bos_id, self.eos_id = backend.vocab_size, backend.bos_id, backend.eos_id
+        self.specials = specials or Specials.own(backend.bos_id, backend.eos_id)
+        self.companions = dict(companions or {})
+        self.special_text: SpecialText = special_text
+        self.vocab_size, self.bos_id, self.eos_id = backend.vocab_size, self.specials.bos_id, self.specials.eos_id
+        self.front, self.back = self.specials.front, self.specials.back
+        self.prefix_id, self.stop_ids = self.specials.prefix_id, self.specials.stop_ids
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one text, without bos and eos."""
+        """Token ids of one text, with nothing added around it."""
         return self._backend.encode([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without bos and eos."""
+        """Token ids of each text, with nothing added around it."""
         return self._backend.encode(texts)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """What a model is asked with: `text` between `front` and `back`.
+
+        For an imported model these are the ids that transformers' tokenizer gives by default.
+        """
+        return [*self.front, *self.encode(text), *self.back]
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """Each text as a document to train on, between BOS and EOS; see `for_training` for special tokens in it."""
+        found = self._backend.encode(texts, specials=self.special_text == "control")
+        return [[self.bos_id, *ids, self.eos_id] for ids in found]
+
+    def encode_inside(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text as it reads behind another one, so that joined tokens give the joined texts."""
+        return self._backend.encode(list(texts), inside=True)
+
+    def encode_pair(self, context: str, continuation: str) -> Encoded:
+        """Tokens of the joined text, cut at the boundary; white space that ends the context goes to the continuation.
+
+        Where a token spans the cut the two are encoded apart: every continuation has a token of its own, and all
+        answers to one question are scored after the same context.
+        """
+        text = context + continuation
+        context = context.rstrip()
+        before, whole = self.encode(context), self.encode(text)
+        if len(whole) > len(before) and whole[: len(before)] == before:
+            return Encoded(before, whole[len(before) :], False)
+        return Encoded(before, self.encode_inside([text[len(context) :]])[0], True)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens are left out, bytes that are no UTF-8 become U+FFFD."""
@@ -64,21 +139,59 @@ class Tokenizer:
         """SHA-256 of the serialised tokenizer: equal for equal tokenizers, wherever their files are."""
         return hashlib.sha256(self._backend.serialize()).hexdigest()
 
+    @cached_property
+    def prompt_fingerprint(self) -> str:
+        """The same of everything that a prompt depends on; `fingerprint` itself where it is BOS and the text alone."""
+        begins = self.encode_prompt("a")
+        if begins == [self.bos_id, *self.encode_inside(["a"])[0]]:
+            return self.fingerprint
+        return hashlib.sha256(f"{self.fingerprint} {begins}".encode()).hexdigest()
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The generation_config.json of an imported model; empty without."""
+        return _json(self.companions, GENERATION_FILE)
+
+    @property
+    def packing_fingerprint(self) -> str:
+        """The same of everything that `encode_documents` depends on. A SentencePiece model holds all of it."""
+        if not isinstance(self._backend, FastTokenizer):
+            return self.fingerprint
+        as_text = self.special_text == "text" and self._backend.has_special_tokens
+        what = f"{self.fingerprint} {self.bos_id} {self.eos_id} {as_text}"
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    def for_training(self, special_text: SpecialText) -> "Tokenizer":
+        """The tokenizer of a run of this project: BOS in front of every document and prompt.
+
+        special_text: what words of a document are that spell a special token, such as <|endoftext|>.
+        """
+        return Tokenizer(self._backend, Specials.own(self.bos_id, self.eos_id), special_text=special_text)
+
     def save(self, folder: str | Path) -> Path:
-        """Write tokenizer.model or tokenizer.json into `folder` and return the file; `load` reads it back."""
+        """Write tokenizer.model or tokenizer.json into `folder` with all that belongs to it; `load` reads it back.
+
+        Returns the file.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.companions.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_atomically(folder / name, content)
+        if isinstance(self._backend, FastTokenizer):
+            write_atomically(folder / CONFIG_FILE, json.dumps(self._backend.settings).encode())
+        self.specials.save(folder)
         path = folder / self._backend.file
-        if self._backend.file == JSON_FILE:
-            write_atomically(folder / CONFIG_FILE, _settings(self._backend))
         write_atomically(path, self._backend.serialize())
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
+    def load(cls, path: str | Path, *, imported: bool = False, special_text: SpecialText = "text") -> "Tokenizer":
         """Read a SentencePiece .model, a tokenizers .json, or a folder with tokenizer.model or tokenizer.json.
 
-        Raises ConfigError when there is no such file, it cannot be read, or it has no bos and eos token.
+        imported: whether the files are copies of a published model's, made before imports said how to ask them.
+        special_text: see `for_training`. Raises ConfigError when there is no such file, it cannot be read, or it has no
+        bos and eos token.
         """
         path = Path(path).expanduser()
         if path.is_dir():
@@ -87,8 +200,55 @@ class Tokenizer:
             raise ConfigError(f"tokenizer {str(path)!r}: no such file; give a .model or .json, or a folder with one")
         if path.suffix not in (".model", ".json"):
             raise ConfigError(f"tokenizer {str(path)!r}: unknown kind {path.suffix!r}; allowed: .model, .json")
-        raw = path.read_bytes()
-        return cls(SentencePiece(raw, str(path)) if path.suffix == ".model" else FastTokenizer(raw, path))
+        raw, specials = path.read_bytes(), Specials.load(path.parent)
+        if path.suffix == ".model":
+            backend = SentencePiece(raw, str(path))
+        else:
+            backend = FastTokenizer(raw, path, specials and (specials.bos_id, specials.eos_id))
+        companions = _companions(path.parent, settings=path.suffix == ".model")
+        if specials is None and imported:
+            specials = _specials_of_files(backend, companions)
+        return cls(backend, specials, companions, special_text)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """SentencePiece BPE with byte fallback, split digits and no normalisation: unk 0, bos 1, eos 2, bytes from 3.
+
+    Deterministic. Raises ConfigError when `vocab_size` does not suit the texts.
+    """
+    return Tokenizer(SentencePiece(train(texts, vocab_size), MODEL_FILE))
+
+
+def _companions(folder: Path, settings: bool) -> dict[str, bytes]:
+    """The files that belong to a tokenizer of `folder`, by their path in it; settings: tokenizer_config.json too."""
+    names = (*COMPANIONS, CONFIG_FILE) if settings else COMPANIONS
+    files = [*(folder / name for name in names), *sorted(folder.glob(TEMPLATES))]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files if file.is_file()}
+
+
+def _specials_of_files(backend: "SentencePiece | FastTokenizer", companions: Mapping[str, bytes]) -> Specials:
+    """How the files of an old import want to be asked, as far as they say it."""
+    if isinstance(backend, FastTokenizer):
+        found = backend.specials_of_source()
+    else:
+        found = Specials.own(backend.bos_id, backend.eos_id)
+        if _json(companions, CONFIG_FILE).get("add_bos_token") is False:
+            found = replace(found, front=())
+    return replace(found, stop_ids=stop_ids(found.eos_id, _json(companions, GENERATION_FILE)))
+
+
+def stop_ids(eos_id: int, generation: dict[str, Any]) -> tuple[int, ...]:
+    """eos_id and all that a generation_config.json numbers."""
+    numbered = generation.get("eos_token_id")
+    several = numbered if isinstance(numbered, list) else [] if numbered is None else [numbered]
+    return tuple(dict.fromkeys((eos_id, *several)))
+
+
+def _json(companions: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        return json.loads(companions.get(name, b"{}"))
+    except ValueError as error:
+        raise DataError(f"tokenizer: {name} beside it is not valid JSON ({error}); get the file again") from None
 
 
 class StreamDecoder:
@@ -119,159 +279,3 @@ class StreamDecoder:
         # decoded behind the previous piece: some tokenizers drop the space in front of the first token they are given
         before = self._tokenizer.decode(self._ids[self._context : self._done])
         return self._tokenizer.decode(self._ids[self._context :])[len(before) :]
-
-
-class SentencePiece:
-    """A SentencePiece model."""
-
-    file = MODEL_FILE
-
-    def __init__(self, model: bytes, name: str):
-        self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
-            raise DataError(f"tokenizer {name!r}: not a SentencePiece model; give another file") from None
-        self.vocab_size = self._processor.get_piece_size()
-        self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
-        if min(self.bos_id, self.eos_id) < 0:
-            raise ConfigError(f"tokenizer {name!r}: has no bos or no eos token; documents cannot be told apart without")
-        self._escape = self._space_escape()
-
-    def _space_escape(self) -> list[int] | None:
-        """Bytes for a literal U+2581, which SentencePiece takes for a space; None if the model alters spaces anyway."""
-        pieces = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        keeps_spaces = self._processor.decode(self._processor.encode(" a  b")) == " a  b"
-        return pieces if keeps_spaces and self._processor.decode(pieces) == SPACE else None
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        return [self._encode_escaped(text) for text in texts]
-
-    def _encode_escaped(self, text: str) -> list[int]:
-        if self._escape is None or SPACE not in text:
-            return self._processor.encode(text)
-        first, *rest = (self._processor.encode(part) for part in text.split(SPACE))
-        return first + [id for part in rest for id in (*self._escape, *part)]
-
-    def decode(self, ids: list[int]) -> str:
-        return self._processor.decode(ids)
-
-    def serialize(self) -> bytes:
-        return self._model
-
-
-# (bos, eos) by the names that published tokenizers use; the first pair that is in the vocabulary counts
-_SPECIALS = [
-    ("<s>", "</s>"),
-    ("<|begin_of_text|>", "<|end_of_text|>"),
-    ("<bos>", "<eos>"),
-    ("[BOS]", "[EOS]"),
-    ("<|endoftext|>", "<|endoftext|>"),
-]
-
-
-class FastTokenizer:
-    """A Hugging Face tokenizers file. bos and eos: as the tokenizer_config.json beside it names them, or the usual."""
-
-    file = JSON_FILE
-
-    def __init__(self, raw: bytes, path: Path):
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
-        except Exception:  # the library raises plain Exception
-            raise DataError(f"tokenizer {str(path)!r}: not a tokenizers file; give another file") from None
-        self._tokenizer.no_truncation()  # a file may carry the last call's settings
-        self._tokenizer.no_padding()
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        config = path.parent / CONFIG_FILE
-        self.settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        self.bos, self.eos = self._find_specials(path)
-        self.bos_id, self.eos_id = self._id(self.bos), self._id(self.eos)
-
-    def _id(self, name: str) -> int:
-        found = self._tokenizer.token_to_id(name)
-        return -1 if found is None else found
-
-    def _find_specials(self, path: Path) -> tuple[str, str]:
-        eos, bos = (_content(self.settings.get(key)) for key in ("eos_token", "bos_token"))
-        for first, last in ((bos or eos or "", eos or ""), *_SPECIALS):
-            if min(self._id(first), self._id(last)) >= 0:
-                return first, last
-        raise ConfigError(
-            f"tokenizer {str(path)!r}: cannot tell its bos and eos token; name bos_token and eos_token in a "
-            "tokenizer_config.json beside it"
-        )
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
-
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
-
-    def serialize(self) -> bytes:
-        return self._tokenizer.to_str().encode()
-
-
-def _content(token: str | dict | None) -> str | None:
-    """A special token in tokenizer_config.json is a string or a record with `content`."""
-    return token["content"] if isinstance(token, dict) else token
-
-
-def _settings(backend: TokenizerBackend) -> bytes:
-    """tokenizer_config.json as it was read, the chat template for one, with bos and eos named."""
-    assert isinstance(backend, FastTokenizer)
-    return json.dumps({**backend.settings, "bos_token": backend.bos, "eos_token": backend.eos}).encode()
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """SentencePiece BPE with byte fallback, split digits and no normalisation: unk 0, bos 1, eos 2, bytes from 3.
-
-    Deterministic. Raises ConfigError when `vocab_size` does not suit the texts.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            character_coverage=0.9995,
-            split_digits=True,
-            allow_whitespace_only_pieces=True,
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            normalization_rule_name="identity",
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            max_sentence_length=4 * LONGEST_LINE,
-            num_threads=1,  # the number is stored in the model and would change its fingerprint
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise _vocab_error(str(error), vocab_size) from None
-    return Tokenizer(SentencePiece(model.getvalue(), MODEL_FILE))
-
-
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        for line in text.split("\n"):
-            for start in range(0, len(line), LONGEST_LINE):
-                yield line[start : start + LONGEST_LINE].replace("\0", "")
-
-
-def _vocab_error(message: str, vocab_size: int) -> ConfigError:
-    if found := re.search(r"too high.*<= (\d+)", message):
-        return ConfigError(
-            f"model.vocab_size={vocab_size}: the training text supports at most {found[1]} tokens; "
-            f"set model.vocab_size={found[1]} or less, or give more text"
-        )
-    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return ConfigError(
-            f"model.vocab_size={vocab_size}: 256 bytes, 3 specials and the text's characters need at least {found[1]}; "
-            f"set model.vocab_size={found[1]} or more"
-        )
-    return ConfigError(f"model.vocab_size={vocab_size}: the tokenizer could not be trained: {message}")

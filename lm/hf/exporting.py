@@ -45,24 +45,31 @@ def save_pretrained(
     is left half-written.
     """
     path, family = Path(path), FAMILIES[choose_format(model.config, format)]
-    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
-    if tokenizer is not None:
-        loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
-        if loaded.vocab_size > model.config.vocab_size:
-            raise ConfigError(
-                f"tokenizer: has {loaded.vocab_size} tokens and the model {model.config.vocab_size}; give the one that "
-                "the model was trained with"
-            )
-        ends = {"bos_token_id": loaded.bos_id, "eos_token_id": loaded.eos_id}
+    loaded = Tokenizer.load(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    if loaded is not None and loaded.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"tokenizer: has {loaded.vocab_size} tokens and the model {model.config.vocab_size}; give the one that the "
+            "model was trained with"
+        )
+    ends = {"bos_token_id": loaded and loaded.bos_id, "eos_token_id": loaded and loaded.eos_id}
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     config = family.hf_config(model.config) | ends | {"dtype": dtype}
     with whole_folder(path) as folder:
         _write_json(folder / "config.json", config)
-        _write_json(folder / "generation_config.json", ends | {"pad_token_id": ends["eos_token_id"]})
         _write_weights(folder, _renamed(model, family), max_shard)
-        if tokenizer is not None:
-            write_tokenizer(tokenizer, folder, model.config.context)
+        if loaded is not None:
+            write_tokenizer(loaded, folder, model.config.context)
+        _write_json(folder / "generation_config.json", _generation(loaded, ends))
     return path
+
+
+def _generation(tokenizer: Tokenizer | None, ends: dict[str, Any]) -> dict[str, Any]:
+    """generation_config.json: that of an imported model, its sampling settings too, or the ends of text alone."""
+    if tokenizer is None:
+        return ends | {"pad_token_id": None}
+    stops = list(tokenizer.stop_ids)
+    ids = ends | {"eos_token_id": stops if len(stops) > 1 else stops[0]}
+    return {"pad_token_id": tokenizer.eos_id} | tokenizer.generation | ids
 
 
 def _renamed(model: "HybridLM", family: ModuleType) -> dict[str, Tensor]:

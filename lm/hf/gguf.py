@@ -5,6 +5,7 @@ architecture hold the rows of q and k interleaved; reading undoes that.
 """
 
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from ..data.fast import template
 from ..data.tokenizer import JSON_FILE
 from ..parts.errors import CheckpointError, ConfigError
 from .source import Stored
-from .tokenizers import write_settings
+from .tokenizers import copy_tokenizer, write_settings
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -87,9 +89,10 @@ class GGUF:
 
     def write_tokenizer(self, folder: Path) -> None:
         tokenizer, settings = self._tokenizer()
-        folder.mkdir(parents=True)
-        tokenizer.save(str(folder / JSON_FILE))
-        write_settings(folder, settings)
+        with tempfile.TemporaryDirectory() as files:
+            tokenizer.save(str(Path(files) / JSON_FILE))
+            write_settings(Path(files), settings)
+            copy_tokenizer(Path(files), self.config, folder)
 
     def _get(self, key: str, default: Any = None) -> Any:
         return self._fields[key].contents() if key in self._fields else default
@@ -153,16 +156,20 @@ class GGUF:
         fast.add_tokens([AddedToken(token, special=special, normalized=False) for token, special in added])
         names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
         ids = {key: self._get(f"tokenizer.ggml.{name}_token_id") for key, name in names.items()}
+        fast.post_processor = template(fast, *(self._around(name, ids[f"{name}_token"]) for name in ("bos", "eos")))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.config["max_position_embeddings"],
             "clean_up_tokenization_spaces": False,
-            "add_bos_token": bool(self._get("tokenizer.ggml.add_bos_token", False)),
             **{key: tokens[i] for key, i in ids.items() if i is not None},
         }
-        if template := self._get("tokenizer.chat_template"):
-            settings["chat_template"] = template
+        if chat := self._get("tokenizer.chat_template"):
+            settings["chat_template"] = chat
         return fast, settings
+
+    def _around(self, name: str, id: int | None) -> tuple[int, ...]:
+        """The token of this name if it stands at its end of every prompt."""
+        return (id,) if id is not None and self._get(f"tokenizer.ggml.add_{name}_token", False) else ()
 
 
 def unpermute(rows: Tensor, n_heads: int) -> Tensor:

@@ -21,7 +21,7 @@ from ..parts.errors import ConfigError
 from ..parts.float32 import Float32Module
 from ..recipe.model import ModelConfig
 from ..recipe.recipe import Recipe
-from ..run import Run, code_revision
+from ..run import IMPORTED, Run, code_revision
 from ..train.checkpoint import FORMAT
 from .config_file import ConfigFile
 from .families import hybridlm
@@ -146,7 +146,7 @@ def _recipe(source: ModelSource, dst: Path, model: ModelConfig, dtypes: set[torc
     }
     recipe = {
         "name": re.sub(r"[^\w.-]+", "_", dst.name),
-        "description": f"imported from {source.path.name}; data.train stands for yours",
+        "description": f"{IMPORTED}{source.path.name}; data.train stands for yours",
         "model": model.model_dump(exclude_unset=True),
         "data": {
             "train": [{"name": "sotu", "select": {"field": "year", "max": 2014}}],

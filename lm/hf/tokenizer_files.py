@@ -1,4 +1,5 @@
-"""A tokenizer as the files that AutoTokenizer reads, encoding every text as ours does, BOS in front.
+"""A tokenizer as the files that AutoTokenizer reads, encoding every text as ours does, prompts with BOS or whatever
+else its model is asked with.
 
 A SentencePiece BPE becomes a tokenizers BPE. SentencePiece merges the neighbours whose joined piece has the highest
 score, which is the order of the vocabulary; every way to join two pieces to a third is a merge here, ranked by the
@@ -6,49 +7,53 @@ third. Pieces are written with spaces, not with U+2581 for them: a literal U+258
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, normalizers, processors
+from tokenizers import decoders, normalizers
 from tokenizers.models import BPE
 
-from ..data.files import write_atomically
-from ..data.tokenizer import JSON_FILE, MODEL_FILE, SPACE, Tokenizer
+from ..data.fast import around, template
+from ..data.specials import SPECIALS_FILE
+from ..data.tokenizer import CONFIG_FILE, GENERATION_FILE, JSON_FILE, MODEL_FILE, SPACE, Tokenizer
 from ..parts.errors import ConfigError
+from .tokenizers import FAST, SAID_BY_FILE, write_settings
 
 ModelProto = Any
 """sentencepiece's protocol buffer of a model; its class is made at run time."""
 
-CONFIG_FILE = "tokenizer_config.json"
-OWN_FILES = ("config.json", "generation_config.json")  # the export writes its own
+OWN_FILES = (GENERATION_FILE, SPECIALS_FILE)  # the export writes its own, and says in tokenizer.json what stands around
 
 
 def write_tokenizer(tokenizer: Tokenizer | str | Path, folder: Path, max_length: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json into `folder`, beside what a folder of tokenizer files has.
+    """Write tokenizer.json and tokenizer_config.json into `folder`, beside what else belongs to the tokenizer.
 
-    Settings that are there stay: a chat template, the class. Raises ConfigError when a SentencePiece model does what
-    the tokenizers library has no equal for.
+    AutoTokenizer then puts around a text what `Tokenizer.encode_prompt` does. Settings stay, a chat template for one,
+    but the class, which is the one that takes tokenizer.json as it is. Raises ConfigError when a SentencePiece model
+    does what the tokenizers library has no equal for.
     """
-    if isinstance(tokenizer, Tokenizer):
-        tokenizer.save(folder)
-    else:
-        for file in Path(tokenizer).iterdir():
-            if file.is_file() and file.name not in OWN_FILES:
-                shutil.copyfile(file, folder / file.name)
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
-    settings["clean_up_tokenization_spaces"] = False
-    if not (folder / JSON_FILE).is_file():
-        model = _proto(folder / MODEL_FILE)
-        convert(model).save(str(folder / JSON_FILE))
+    kept = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
+    file = kept.save(folder)
+    for name in OWN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    settings: dict[str, Any] = {"model_max_length": max_length, "clean_up_tokenization_spaces": False}
+    if file.name == MODEL_FILE:
+        model = _proto(file)
+        fast = convert(model)
         trainer = model.trainer_spec
         numbers = {"bos_token": trainer.bos_id, "eos_token": trainer.eos_id, "unk_token": trainer.unk_id}
         settings |= {name: model.pieces[i].piece for name, i in numbers.items()}
         settings["split_special_tokens"] = True  # a text that spells <s> is a text, and would become the token
+    else:
+        fast = tokenizers.Tokenizer.from_file(str(file))
+    if around(fast) != (kept.front, kept.back):
+        fast.post_processor = template(fast, kept.front, kept.back)
+    fast.save(str(folder / JSON_FILE))
     if (folder / CONFIG_FILE).is_file():
         settings |= json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    write_atomically(folder / CONFIG_FILE, json.dumps(settings, indent=2, ensure_ascii=False).encode())
+    settings = {name: value for name, value in settings.items() if name not in SAID_BY_FILE}
+    write_settings(folder, settings | {"tokenizer_class": FAST})
 
 
 def _proto(path: Path) -> ModelProto:
@@ -81,12 +86,8 @@ def convert(model: ModelProto) -> tokenizers.Tokenizer:
         fast.normalizer = normalizers.Prepend(" ")
         steps.append(decoders.Strip(" ", 1, 0))
     fast.decoder = decoders.Sequence(steps)
-    bos = model.pieces[model.trainer_spec.bos_id].piece
     control = [piece.piece for piece in model.pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
     fast.add_special_tokens(control)
-    fast.post_processor = processors.TemplateProcessing(
-        single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, ids[bos])]
-    )
     return fast
 
 

@@ -57,6 +57,11 @@ class TokenizerConfig(Strict):
     kind: Literal["train", "file"] = "train"
     path: str | None = Field(default=None, description="kind=file: the tokenizer file")
     max_bytes: int = Field(default=50_000_000, gt=0, description="kind=train: bytes of text to learn from")
+    special_text: Literal["text", "control"] = Field(
+        default="text",
+        description="what words of a document are that spell a special token, such as <|endoftext|>: text like all "
+        "others, or that token, which in a tokenizers JSON can end the document",
+    )
 
     @model_validator(mode="after")
     def _path_given(self) -> Self:

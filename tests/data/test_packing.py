@@ -20,11 +20,11 @@ class Counting:
         self.bos_id, self.eos_id, self.vocab_size = tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size
         self.fingerprint = tokenizer.fingerprint
 
-    def encode_batch(self, texts):
+    def encode_documents(self, texts):
         if self.dies:
             os._exit(1)
         self.texts += len(texts)
-        return self.inner.encode_batch(texts)
+        return self.inner.encode_documents(texts)
 
 
 @pytest.fixture(autouse=True)

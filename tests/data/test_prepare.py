@@ -131,7 +131,7 @@ class Stuck:
 
     bos_id, eos_id, vocab_size = 1, 2, 300
 
-    def encode_batch(self, texts):
+    def encode_documents(self, texts):
         time.sleep(600)
 
 

@@ -1,11 +1,16 @@
+import json
+import pickle
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlm.lm.data.tokenizer import LONGEST_LINE, Tokenizer, train_tokenizer
+from hybridlm.lm.data.fast import FastTokenizer
+from hybridlm.lm.data.tokenizer import LONGEST_LINE, SentencePiece, Tokenizer, train_tokenizer
 from hybridlm.lm.parts.errors import ConfigError, UserError
+from hybridlm.tests.hf.tokenizer_kinds import byte_level, metaspace, sentencepiece_model
 
 from .conftest import make_texts
 
@@ -120,6 +125,14 @@ def test_tokenizers_json(tmp_path):
     assert "".join(stream.push(id) for id in again.encode("whale 😀 é")) + stream.flush() == "whale 😀 é"
 
 
+def test_an_old_import_ends_a_text_at_any_of_the_tokens_that_its_generation_config_numbers(tmp_path):
+    TRAINED.save(tmp_path)
+    for numbered, expected in ((7, (2, 7)), ([5, 2, 7], (2, 5, 7)), (None, (2,))):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": numbered}))
+        assert Tokenizer.load(tmp_path, imported=True).stop_ids == expected
+        assert Tokenizer.load(tmp_path).stop_ids == (2,)  # a run of our own, whose documents end in one token
+
+
 def test_loading_errors(tmp_path):
     def message(path) -> str:
         with pytest.raises(UserError) as error:
@@ -142,3 +155,62 @@ def test_loading_errors(tmp_path):
         f"tokenizer '{tmp_path}/z.json': cannot tell its bos and eos token; name bos_token and eos_token in a "
         "tokenizer_config.json beside it"
     )
+
+
+def test_a_literal_space_sign_survives_a_model_that_puts_a_space_in_front():
+    """SentencePiece's default, as Llama 2 has it."""
+    spaced = Tokenizer(SentencePiece(sentencepiece_model(), "m"))
+    for sample in ("A▁B", "▁", "▁ a", "a ▁", " ▁▁b ", "the cat"):
+        assert spaced.decode(spaced.encode(sample)) == sample
+
+
+@pytest.mark.parametrize("kind", ["spaced", "trained", "json", "metaspace"])
+@settings(max_examples=50, deadline=None)
+@given(text, text)
+def test_fragments_join_to_the_text(kind, first, second):
+    """In the midst of a text no space is put in front: not before a fragment, and not before a continuation."""
+    tokenizer = KINDS[kind]
+    lead = tokenizer.encode("x")
+    joined = tokenizer.decode([*lead, *(id for ids in tokenizer.encode_inside([first, second]) for id in ids)])
+    whole = tokenizer.decode(tokenizer.encode(f"x{first}{second}"))
+    assert joined == whole
+    found = tokenizer.encode_pair("x" + first, second)
+    assert tokenizer.decode([*found.context, *found.continuation]) == whole
+
+
+def from_json(made) -> Tokenizer:
+    return Tokenizer(FastTokenizer(made.to_str().encode(), Path("no folder/tokenizer.json")))
+
+
+KINDS = {
+    "spaced": Tokenizer(SentencePiece(sentencepiece_model(), "m")),
+    "trained": TRAINED,
+    "json": from_json(byte_level(prefix=True)),
+    "metaspace": from_json(metaspace()),
+}
+
+
+def test_words_of_a_document_that_spell_a_special_token_are_text_unless_told_otherwise(tmp_path):
+    byte_level(("<|endoftext|>",)).save(str(tmp_path / "tokenizer.json"))
+    page = "one<|endoftext|>two"
+    loaded = Tokenizer.load(tmp_path)
+    as_text, as_control = loaded.for_training("text"), loaded.for_training("control")
+    one, two = loaded.encode("one"), loaded.encode("two")
+    assert as_control.encode_documents([page]) == [[0, *one, 0, *two, 0]]
+    [ids] = as_text.encode_documents([page])
+    assert ids.count(0) == 2 and as_text.decode(ids) == page
+    assert as_text.encode(page) == loaded.encode_prompt(page)[1:] == [*one, 0, *two]  # who writes a prompt means them
+    assert pickle.loads(pickle.dumps(as_text)).encode_documents([page]) == [ids]  # as workers do
+
+
+def test_a_pack_depends_on_all_that_its_tokens_depend_on(tmp_path):
+    made = byte_level(("<|endoftext|>", "<start>", "<stop>"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<start>", "eos_token": "<stop>"}')
+    named = Tokenizer.load(tmp_path)
+    assert named.fingerprint == loaded.fingerprint
+    kinds = [one.for_training(how) for one in (loaded, named) for how in ("text", "control")]
+    assert len({one.packing_fingerprint for one in kinds}) == 4
+    # a SentencePiece model never reads them as tokens: packs made before this was asked are found again
+    assert TRAINED.for_training("control").packing_fingerprint == TRAINED.packing_fingerprint == TRAINED.fingerprint

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from hybridlm.eval.needles import TASKS
-from hybridlm.eval.texts import encode_pieces
 from hybridlm.lm.data.tokenizer import train_tokenizer
 
 from .conftest import PROSE, build
@@ -112,7 +111,7 @@ def oracle(tokenizer):
             return 0  # still reading
         size = range(len(tokens) + 1)
         prompt = bisect_right(size, asked[-1].end(), key=lambda i: len(tokenizer.decode(tokens[:i]))) - 1
-        answer = [*encode_pieces(tokenizer, [say_in_order(text)])[0], tokenizer.eos_id]
+        answer = [*tokenizer.encode_inside([say_in_order(text)])[0], tokenizer.eos_id]
         return answer[min(len(tokens) - prompt, len(answer) - 1)]
 
     return say

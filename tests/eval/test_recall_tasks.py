@@ -33,8 +33,8 @@ N_QUESTIONS = {
 class Words:
     """A tokenizer of one token per word."""
 
-    def encode(self, text: str) -> list[str]:
-        return text.split()
+    def encode_inside(self, texts: list[str]) -> list[list[str]]:
+        return [text.split() for text in texts]
 
 
 @pytest.fixture

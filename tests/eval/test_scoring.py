@@ -29,7 +29,7 @@ def random_windows(n, seed=0, longest=20):
 
 @given(context=TOKENS, targets=TOKENS, max_length=st.integers(2, 12))
 def test_every_target_is_scored_once_in_windows_that_fit(context, targets, max_length):
-    windows = split_windows(context, targets, BOS, max_length)
+    windows = split_windows(context, targets, (BOS,), max_length)
     assert [token for window in windows for token in window.targets] == targets
     seen = list(context)
     for window in windows:
@@ -44,14 +44,14 @@ def test_every_target_is_scored_once_in_windows_that_fit(context, targets, max_l
 
 
 def test_window_lengths_by_hand():
-    assert split_windows([], [5, 6, 7], BOS, 3) == [Window((BOS,), (5, 6, 7))]
-    assert split_windows([], [5, 6, 7, 8, 9, 4], BOS, 3) == [
+    assert split_windows([], [5, 6, 7], (BOS,), 3) == [Window((BOS,), (5, 6, 7))]
+    assert split_windows([], [5, 6, 7, 8, 9, 4], (BOS,), 3) == [
         Window((BOS,), (5, 6, 7)),
         Window((BOS, 7), (8, 9)),
         Window((BOS, 8, 9), (4,)),
     ]
-    assert split_windows([5, 6, 7, 8], [9], BOS, 3) == [Window((BOS, 7, 8), (9,))]
-    assert split_windows([5], [], BOS, 3) == []
+    assert split_windows([5, 6, 7, 8], [9], (BOS,), 3) == [Window((BOS, 7, 8), (9,))]
+    assert split_windows([5], [], (BOS,), 3) == []
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(50, 200))

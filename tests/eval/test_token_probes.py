@@ -48,8 +48,8 @@ class Induction:
 def test_an_induction_head_solves_recall_and_the_batch_size_does_not_matter():
     drawn = draw_probes([MQAR], CONFIG)
     one, model = Induction(), Induction()
-    alone = measure_probes(one, drawn, bos_id=1, batch_tokens=1)  # type: ignore[arg-type]
-    probes = measure_probes(model, drawn, bos_id=1, checkpoint="step-000004")  # type: ignore[arg-type]
+    alone = measure_probes(one, drawn, front=(1,), batch_tokens=1)  # type: ignore[arg-type]
+    probes = measure_probes(model, drawn, front=(1,), checkpoint="step-000004")  # type: ignore[arg-type]
     assert probes.slices == alone.slices and len(one.seen) == 30
     (found,) = probes.slices
     assert (found.accuracy, found.exact, found.stderr, found.n, found.task) == (1.0, 1.0, 0.0, 30, "mqar")
@@ -62,7 +62,7 @@ def test_a_random_model_is_at_chance_and_stays_as_it_was(model):
     model.train()
     before = torch.get_rng_state()
     try:
-        (found,) = measure_probes(model, draw_probes([MQAR], CONFIG), bos_id=1).slices
+        (found,) = measure_probes(model, draw_probes([MQAR], CONFIG), front=(1,)).slices
         assert all(module.training for module in model.modules())
     finally:
         model.eval()
@@ -70,7 +70,7 @@ def test_a_random_model_is_at_chance_and_stays_as_it_was(model):
 
 
 def test_results_are_kept(tmp_path):
-    probes = measure_probes(Induction(), draw_probes([MQAR], CONFIG), bos_id=1, checkpoint="step-000004")  # type: ignore
+    probes = measure_probes(Induction(), draw_probes([MQAR], CONFIG), front=(1,), checkpoint="step-000004")  # type: ignore
     probes.save(tmp_path / "a" / "token_probes.json")
     assert TokenProbes.load(tmp_path / "a" / "token_probes.json") == probes
     assert list(probes.values().values()) == [1.0]

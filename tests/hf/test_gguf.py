@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridlm.lm.hf import load_pretrained
+from hybridlm.lm.hf import load_pretrained, save_pretrained
 from hybridlm.lm.hf.importing import import_checkpoint
 from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.llamas import ids, save
@@ -154,3 +154,20 @@ def test_a_cut_file(tmp_path, make):
     (tmp_path / "x.gguf").write_bytes(b"something else")
     with pytest.raises(CheckpointError, match="not a whole GGUF file"):
         load_pretrained(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "front", "back"), [({}, (), ()), ({"bos": True}, (0,), ()), ({"bos": True, "eos": True}, (0,), (1,))]
+)
+def test_bos_and_eos_stand_around_prompts_where_the_file_wants_them(tmp_path, make, wanted, front, back):
+    from transformers import AutoTokenizer
+
+    make(metadata={f"add_{name}_token": value for name, value in wanted.items()})
+    run = import_checkpoint(tmp_path / "x.gguf", tmp_path / "run")
+    tokenizer = run.tokenizer()
+    assert (tokenizer.front, tokenizer.back) == (front, back)
+    expected = [*front, *tokenizer.encode("the cat"), *back]
+    assert tokenizer.encode_prompt("the cat") == expected
+    save_pretrained(load_pretrained(run.folder), tmp_path / "out", tokenizer=tokenizer)
+    for folder in (run.folder / "tokenizer", tmp_path / "out"):
+        assert AutoTokenizer.from_pretrained(folder)("the cat").input_ids == expected

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from hybridlm.lm.data.tokenizer import Tokenizer, train_tokenizer
+from hybridlm.lm.data.tokenizer import train_tokenizer
 from hybridlm.lm.hf.importing import import_checkpoint
 from hybridlm.tests.hf.llamas import VOCAB, edit_config, save, save_tokenizer
 
@@ -42,7 +42,7 @@ def test_a_call_that_was_saved_with_the_tokenizer_cuts_nothing(src, tmp_path):
     ("settings", "config", "generation", "expected"),
     [
         ({"bos_token": "<s>", "eos_token": "</s>"}, {"eos_token_id": 5}, None, (0, 1)),  # names come first
-        ({"bos_token": {"content": "<s>"}, "eos_token": "</s>"}, {}, None, (0, 1)),
+        ({"bos_token": {"__type": "AddedToken", "content": "<s>"}, "eos_token": "</s>"}, {}, None, (0, 1)),
         ({"bos_token": None, "eos_token": "</s>"}, {}, None, (1, 1)),  # without a BOS, as Qwen: documents follow an EOS
         ({"bos_token": None, "eos_token": "</s>"}, {"bos_token_id": 0}, None, (0, 1)),
         ({"bos_token": None, "eos_token": None}, {"bos_token_id": 0, "eos_token_id": 1}, None, (0, 1)),
@@ -73,6 +73,8 @@ def test_a_sentencepiece_model_alone(src, tmp_path):
     save(tmp_path / "wide", vocab_size=300)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "wide" / name).replace(src / name)
+    theirs = AutoTokenizer.from_pretrained(src)
     mine = import_checkpoint(src, tmp_path / "dst").tokenizer()
-    assert mine.fingerprint == Tokenizer.load(src / "tokenizer.model").fingerprint
+    for text in ("the cat", " the  cat\n", "<s>é▁"):
+        assert mine.encode_prompt(text) == theirs(text).input_ids
     assert VOCAB < mine.vocab_size == 300

@@ -52,11 +52,11 @@ def score(model: HybridLM, windows: list[Window], batch_tokens: int = 8192, shar
 def test_h11_texts_are_scored_once_whatever_the_batches(any_model):
     """Windows that start anew are lm-eval's; a text that fits is one pass, and sums do not know the batch size."""
     texts = [tuple(random.Random(i).choices(range(3, 97), k=n)) for i, n in enumerate((50, 7, 33, 16))]
-    cuts = [split_windows([], text, 1, 64) for text in texts]
+    cuts = [split_windows([], text, (1,), 64) for text in texts]
     assert [len(cut) for cut in cuts] == [1] * 4
     for (window,), found in zip(cuts, score(any_model, [cut[0] for cut in cuts], 64), strict=True):
         assert found.log_likelihood == pytest.approx(plain(any_model, window)[0], rel=1e-5)
-    windows = [window for text in texts for window in split_windows([], text, 1, 16)]
+    windows = [window for text in texts for window in split_windows([], text, (1,), 16)]
     assert sum(len(window.targets) for window in windows) == 50 + 7 + 33 + 16
     sums = [sum(part.log_likelihood for part in score(any_model, windows, budget)) for budget in (16, 50, 999)]
     assert sums == [pytest.approx(sums[0], rel=1e-6)] * 3
