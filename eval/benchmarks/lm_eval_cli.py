@@ -24,6 +24,7 @@ from lm_eval.utils import get_rolling_token_windows
 
 from ...lm.model.loading import load_run
 from ...lm.parts.errors import UserError
+from ...lm.parts.terminal import write
 from ...lm.run import Run
 from .evaluation import templates_compiled_once
 from .harness import HybridHarness
@@ -93,7 +94,7 @@ def main() -> None:
         with adapted():
             cli_evaluate()
     except UserError as error:
-        print(f"hybridlm: {error}", file=sys.stderr)
+        write(f"hybridlm: {error}\n", sys.stderr)
         sys.exit(1)
 
 

@@ -130,7 +130,7 @@ class HybridLMForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, *args: Any, attention_mask: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Looks at the mask, given or inferred, with which the first token is drawn."""  # `kwargs`: read by its name
+        """Looks at the mask, given or inferred, with which the first token is drawn."""
         if is_first_iteration and attention_mask is not None:
             _check_ends(attention_mask)
         return cast(Any, super()).prepare_inputs_for_generation(

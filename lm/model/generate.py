@@ -83,7 +83,7 @@ def decode(
     model with learned positions has too few; NaNLogits when the model gives NaN, of which the argmax would be a token
     like any other.
     """
-    _check_options(max_new_tokens, temperature, top_p, seed)
+    check_options(max_new_tokens, temperature, top_p, seed)
     beyond = _room(model.config, _longest(ids, attention_mask), max_new_tokens)
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
     stops = torch.tensor(stop_ids, dtype=ids.dtype, device=ids.device)
@@ -116,7 +116,8 @@ _BEYOND = (
 )
 
 
-def _check_options(max_new_tokens: int, temperature: float, top_p: float, seed: int | None) -> None:
+def check_options(max_new_tokens: int, temperature: float, top_p: float, seed: int | None) -> None:
+    """Raises ConfigError, a ValueError, naming the option that is out of range."""
     if max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens: {max_new_tokens} is negative; use 0 or more")
     if temperature < 0:
