@@ -246,7 +246,9 @@ def _show(message: Warning | str, category: type[Warning], *where: Any) -> None:
     """A warning of ours is one line on stderr; others also say where they come from."""
     from ..lm.parts.errors import Caution
 
-    line = f"hybridlm: {message}\n" if issubclass(category, Caution) else warnings.formatwarning(message, category, *where)
+    line = (
+        f"hybridlm: {message}\n" if issubclass(category, Caution) else warnings.formatwarning(message, category, *where)
+    )
     sys.stderr.write(line)
 
 

@@ -84,7 +84,8 @@ class HybridHarness(LM):
         self.apart: Counter[str] = Counter()
         self._responses: tuple[str | Path, str] | None = None
         if responses is not None:
-            asked_of = fingerprint(model, tokenizer, max_length=max_length, share_prefixes=share_prefixes)
+            options = {"max_length": max_length, "share_prefixes": share_prefixes, "stop_ids": tokenizer.stop_ids}
+            asked_of = fingerprint(model, tokenizer, **options)
             self._responses = responses, asked_of
 
     @property
@@ -159,7 +160,7 @@ class HybridHarness(LM):
         return [total([next(parts) for _ in cut]) for cut in cuts]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Each context's continuation up to its first stop string, EOS, or max_gen_toks tokens; the stop is left out.
+        """Each context's continuation up to its first stop string, end of text, or max_gen_toks tokens; the stop is left out.
 
         A context is cut on the left to leave room for max_gen_toks. Raises ConfigError when nothing of it would be left
         and for generation options other than until, max_gen_toks, do_sample, temperature and top_p.

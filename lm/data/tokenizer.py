@@ -52,6 +52,7 @@ class TokenizerBackend(Protocol):
         ...
 
     def decode(self, ids: list[int]) -> str: ...
+    def special_names(self) -> dict[int, str]: ...
     def serialize(self) -> bytes: ...
 
 
@@ -129,6 +130,11 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens are left out, bytes that are no UTF-8 become U+FFFD."""
         return self._backend.decode([int(i) for i in ids])
+
+    @cached_property
+    def special_names(self) -> dict[int, str]:
+        """The tokens that `decode` leaves out, by id."""
+        return self._backend.special_names()
 
     def stream(self) -> "StreamDecoder":
         """A decoder for ids that arrive one at a time."""
