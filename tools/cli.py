@@ -177,10 +177,10 @@ def export(
 def generate(
     run: RunFolder,
     prompt: Annotated[str, typer.Option(help="text to continue; empty: a text from its beginning")],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token")] = 0.8,
-    top_p: Annotated[float, typer.Option(max=1, help="above 0: the likeliest tokens of that probability")] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1)] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to add at most")] = 200,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="draw from the likeliest tokens that reach this probability")] = 0.95,
+    seed: Annotated[int, typer.Option(help="of the draws, 0 ... 2^64 - 1")] = 0,
 ) -> None:
     """Continue a prompt, printing the text as it is drawn; a terminal gets control characters written out."""
     open_run(run)

@@ -31,8 +31,8 @@ def stream(
         raise ConfigError(f"prompt: {prompt!r} holds bytes that are no UTF-8; give a text")
     run = run if isinstance(run, Run) else Run(run)
     model, tokenizer = load_run(run), run.tokenizer()
-    text = tokenizer.stream()
     ids = tokenizer.encode_prompt(prompt) or [tokenizer.prefix_id]
+    text = tokenizer.stream(ids)  # alone it would drop the space of a first token
 
     drawn = decode(
         model,

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ...lm.data.tokenizer import Tokenizer
 
 OPTIONS = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
-PRIMER = 8  # prompt tokens in front of the decoder: more than the bytes of one character
 
 
 class Sampling(NamedTuple):
@@ -60,10 +59,7 @@ class Continuation:
         self._ends, self._special, self._until = tokenizer.stop_ids, tokenizer.special_names, until
         self._text, self._named, self.stopped = "", "", False
         self._names: list[tuple[int, int]] = []  # where in _named each name begins, and its length
-        self._stream = tokenizer.stream()
-        for token in prompt[-PRIMER:]:  # the decoder drops the space of a first token
-            self._stream.push(token)
-        self._stream.flush()
+        self._stream = tokenizer.stream(prompt)  # alone it would drop the space of a first token
 
     def push(self, token: int) -> None:
         """One more token; ignored once stopped."""

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 GENERATION_FILE = "generation_config.json"
+LEAD = 8  # ids that a decoder looks back at: more than the bytes of one character
 # beside the tokenizer itself: chat templates, the special tokens' names, how the source samples
 COMPANIONS = ("special_tokens_map.json", "chat_template.jinja", "chat_template.json", GENERATION_FILE)
 TEMPLATES = "additional_chat_templates/*.jinja"
@@ -136,9 +137,9 @@ class Tokenizer:
         """The tokens that `decode` leaves out, by id."""
         return self._backend.special_names()
 
-    def stream(self) -> "StreamDecoder":
-        """A decoder for ids that arrive one at a time."""
-        return StreamDecoder(self)
+    def stream(self, behind: Iterable[int] = ()) -> "StreamDecoder":
+        """A decoder for ids that arrive one at a time, after the text of `behind`, which it does not give again."""
+        return StreamDecoder(self, behind)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -263,8 +264,9 @@ class StreamDecoder:
     The pieces and the final `flush` joined are the decoded whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer, self._ids, self._context, self._done = tokenizer, [], 0, 0
+    def __init__(self, tokenizer: Tokenizer, behind: Iterable[int] = ()):
+        self._tokenizer, self._ids, self._context = tokenizer, list(behind)[-LEAD:], 0
+        self._done = len(self._ids)
 
     def push(self, id: int) -> str:
         """The text that `id` completes; empty while a character is incomplete."""
