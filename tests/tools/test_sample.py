@@ -143,6 +143,6 @@ def test_nothing_is_written_before_a_prompt_is_found_too_long(run, monkeypatch):
 
     pieces: list[str] = []
     monkeypatch.setattr("hybridlm.lm.model.generate._room", refuse)
-    with pytest.raises(ConfigError, match="^too long$"):
+    with pytest.raises(ConfigError, match=r"^too long$"):
         stream(run.folder, "the", 5, 0.0, 1.0, 0, pieces.append)
     assert not pieces
