@@ -162,8 +162,9 @@ class HybridHarness(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Each context's continuation up to its first stop string, an end of text, or max_gen_toks tokens.
 
-        What ends it is left out. A context is cut on the left to leave room for max_gen_toks. Raises ConfigError when nothing of it would be left
-        and for generation options other than until, max_gen_toks, do_sample, temperature and top_p.
+        What ends it is left out. A context is cut on the left to leave room for max_gen_toks. Raises ConfigError when
+        nothing of it would be left, and for generation options other than until, max_gen_toks, do_sample, temperature
+        and top_p.
         """
         prompts: list[list[int]] = []
         groups: dict[Sampling, list[int]] = defaultdict(list)
