@@ -100,14 +100,14 @@ def _plan(source: ModelSource) -> tuple[ModelConfig, list[Stacked]]:
 def _check_rows(source: ModelSource, folder: Path, rows: int) -> None:
     """A word where tokens were added and the embedding not resized.
 
-    Raises ConfigError where other tokens, or BOS, which is before every text, have no row.
+    Raises ConfigError where other tokens, or those around every prompt, have no row.
     """
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size <= rows:
         return
     has = f"{source.path}: its tokenizer has {tokenizer.vocab_size} tokens and the model {rows}"
     listed = read_json(folder / JSON_FILE).get("added_tokens", []) if (folder / JSON_FILE).is_file() else []
-    added = {token["id"] for token in listed} - {tokenizer.bos_id}
+    added = {token["id"] for token in listed} - {*tokenizer.front, *tokenizer.back, tokenizer.prefix_id}
     if not added.issuperset(range(rows, tokenizer.vocab_size)):
         raise ConfigError(f"{has}; put the tokenizer there that belongs to the model")
     word = "the rest were added to the tokenizer alone, and a text with one of them cannot be scored or continued"

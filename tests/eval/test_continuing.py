@@ -1,5 +1,7 @@
 """Where a continued text ends: stop strings that hold special tokens, several ends of text, odd generation options."""
 
+from copy import copy
+
 import pytest
 import tokenizers
 import torch
@@ -95,7 +97,8 @@ def test_special_tokens_are_left_out_of_a_text_that_none_of_them_ends(chat):
 
 
 def test_every_end_of_text_ends_a_text(chat):
-    ends = Tokenizer(chat._backend, stop_ids=(256, 258))
+    ends = copy(chat)
+    ends.stop_ids = (256, 258)
     script = Script([*chat.encode("ab"), 258, *chat.encode("cd")], eos_id=256)
     for tokenizer, expected in ((ends, "ab"), (chat, "abcd")):
         script.drawn = 0

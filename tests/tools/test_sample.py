@@ -36,7 +36,7 @@ def written(run: Run, prompt: str = "the cat", n: int = 12, **how) -> str:
 def drawn(run: Run, prompt: str = "the cat", n: int = 12) -> list[int]:
     """The likeliest ids that have a token."""
     tokenizer = run.tokenizer()
-    ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]])
+    ids = torch.tensor([tokenizer.encode_prompt(prompt) or [tokenizer.prefix_id]])
     found = load_run(run, "cpu").generate(ids, n, temperature=0, vocab_size=tokenizer.vocab_size)
     return found[0, ids.shape[1] :].tolist()
 
@@ -80,7 +80,7 @@ def test_a_text_reads_on_from_its_prompt_as_the_whole_does(run):
     tokenizer = use_sentencepiece(run, 40)
     space = next(i for i in range(tokenizer.vocab_size) if tokenizer.decode([5, i]).endswith(" the"))
     prefer(run, [space])
-    ids = [tokenizer.bos_id, *tokenizer.encode("that cat"), *drawn(run, "that cat")]
+    ids = [*tokenizer.encode_prompt("that cat"), *drawn(run, "that cat")]
     assert "that cat" + written(run, "that cat") == tokenizer.decode(ids)
 
 
@@ -88,8 +88,9 @@ def test_a_text_ends_at_any_of_its_ends(run):
     ids, tokenizer = drawn(run), run.tokenizer()
     assert written(run) == tokenizer.decode(ids)
     end = next(i for i in range(4, 12) if ids[i] not in ids[:i])
-    (run.folder / "tokenizer" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, ids[end]]}))
-    assert written(run) == tokenizer.decode(ids[:end])
+    src = run.folder.parent / "src"
+    (src / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, ids[end]]}))
+    assert written(import_checkpoint(src, src.parent / "again")) == tokenizer.decode(ids[:end])
 
 
 def test_an_empty_prompt_gives_a_text_from_its_beginning(run):
