@@ -61,7 +61,8 @@ class Run:
         from .data.tokenizer import Tokenizer
 
         as_trained = self.recipe.data.tokenizer.special_text
-        return Tokenizer.load(self.folder / "tokenizer", imported=self._is_import, special_text=as_trained)
+        found = Tokenizer.load(self.folder / "tokenizer", imported=self._is_import, special_text=as_trained)
+        return found.for_rows(self.recipe.model.vocab_size)
 
     @property
     def _is_import(self) -> bool:

@@ -27,6 +27,6 @@ def find_recipe(recipe: str, overrides: list[str] | None) -> None:
 
 def console():
     """Where verbs print."""
-    from rich.console import Console
+    from ..lm.parts.terminal import PlainConsole
 
-    return Console()
+    return PlainConsole()

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ..lm.parts.terminal import PlainConsole
 from .bench_cases import CASES, BenchCase, Inputs
 
 SWEEP = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -66,7 +67,7 @@ def bench_ops(
     console: Console | None = None,
 ) -> dict[str, list[dict]]:
     """Measure and print. Returns {"peak": GFLOP/s of torch.mm, "rows": comparisons, "sweep": cost per token over T}."""
-    console = console or Console()
+    console = console or PlainConsole()
     result: dict[str, list[dict]] = {"peak": [], "rows": [], "sweep": []}
     for n in threads:
         with _threads(n):

@@ -4,8 +4,9 @@ import errno
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -175,17 +176,18 @@ def export(
 @app.command()
 def generate(
     run: RunFolder,
-    prompt: Annotated[str, typer.Option(help="text to continue")],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    prompt: Annotated[str, typer.Option(help="text to continue; empty: a text from its beginning")],
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to add at most")] = 200,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="draw from the likeliest tokens that reach this probability")] = 0.95,
+    seed: Annotated[int, typer.Option(help="of the draws, 0 ... 2^64 - 1")] = 0,
 ) -> None:
-    """Continue a prompt, printing the text as it is drawn."""
+    """Continue a prompt, printing the text as it is drawn; a terminal gets control characters written out."""
     open_run(run)
+    from ..lm.parts.terminal import write
     from .sample import stream
 
-    stream(run, prompt, max_new_tokens, temperature, top_p, seed, lambda text: print(text, end="", flush=True))
+    stream(run, prompt, max_new_tokens, temperature, top_p, seed, lambda text: write(text, sys.stdout))
     print()
 
 
@@ -240,14 +242,27 @@ def _budget(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
+def _show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """A warning of ours is one line on stderr; others also say where they come from."""
+    from ..lm.parts.errors import Caution
+
+    line = (
+        f"hybridlm: {message}\n" if issubclass(category, Caution) else warnings.formatwarning(message, category, *where)
+    )
+    sys.stderr.write(line)
+
+
 def main() -> None:
     """Entry point: a problem the user can fix is one line on stderr and exit code 1, not a traceback."""
     from ..lm.parts.errors import UserError
 
+    warnings.showwarning = _show
     try:
         app()
     except UserError as error:
-        print(f"hybridlm: {error}", file=sys.stderr)
+        from ..lm.parts.terminal import write
+
+        write(f"hybridlm: {error}\n", sys.stderr)
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

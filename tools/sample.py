@@ -1,12 +1,14 @@
 """Text from a run, piece by piece."""
 
 from collections.abc import Callable
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 
-from ..lm.model.generate import decode
+from ..lm.model.generate import check_options, decode
 from ..lm.model.loading import load_run
+from ..lm.parts.errors import ConfigError
 from ..lm.run import Run
 
 
@@ -19,12 +21,18 @@ def stream(
     seed: int,
     write: Callable[[str], None],
 ) -> None:
-    """Write the prompt, then its continuation as the tokens are drawn, until the model ends the document."""
+    """Write the prompt, then its continuation as the tokens are drawn, until the model ends the document.
+
+    An empty prompt asks for a text from its beginning. Raises ConfigError, before the weights are read, on options out
+    of range, and on a prompt that is no text or more than the model has positions for.
+    """
+    check_options(max_new_tokens, temperature, top_p, seed)
+    if any("\ud800" <= char <= "\udfff" for char in prompt):
+        raise ConfigError(f"prompt: {prompt!r} holds bytes that are no UTF-8; give a text")
     run = run if isinstance(run, Run) else Run(run)
     model, tokenizer = load_run(run), run.tokenizer()
-    text = tokenizer.stream()
-    write(prompt)
     ids = tokenizer.encode_prompt(prompt) or [tokenizer.prefix_id]
+    text = tokenizer.stream(ids)  # alone it would drop the space of a first token
 
     drawn = decode(
         model,
@@ -32,10 +40,13 @@ def stream(
         max_new_tokens,
         temperature=temperature,
         top_p=top_p,
-        stop_ids=(tokenizer.eos_id,),
+        stop_ids=tokenizer.stop_ids,
         seed=seed,
+        vocab_size=tokenizer.vocab_size,
     )
-    for token in map(int, drawn):
-        if token != tokenizer.eos_id:
+    first = list(islice(drawn, 1))  # what is wrong with the prompt is said before anything is written
+    write(prompt)
+    for token in map(int, chain(first, drawn)):
+        if token not in tokenizer.stop_ids:
             write(text.push(token))
     write(text.flush())

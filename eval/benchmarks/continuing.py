@@ -7,15 +7,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from ...lm.model import HybridLM
-from ...lm.model.generate import decode
-from ...lm.parts.errors import ConfigError
+from ...lm.model.generate import check_options, decode
+from ...lm.parts.errors import ConfigError, concerning
 from ...lm.parts.strict import nearest
 
 if TYPE_CHECKING:
     from ...lm.data.tokenizer import Tokenizer
 
 OPTIONS = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
-PRIMER = 8  # prompt tokens in front of the decoder: more than the bytes of one character
 
 
 class Sampling(NamedTuple):
@@ -28,46 +27,72 @@ class Sampling(NamedTuple):
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> "Sampling":
-        """From a task's generation_kwargs; greedy unless do_sample. Raises ConfigError for an option not in OPTIONS."""
-        wanted: dict[str, Any] = dict(normalize_gen_kwargs(options))
-        for name in wanted:
-            if name not in OPTIONS:
-                raise ConfigError(f"generation_kwargs: {name!r} is not supported; {nearest(name, OPTIONS)}")
-        until = tuple(stop for stop in wanted["until"] if stop)
-        temperature = wanted.get("temperature", 1.0) if wanted["do_sample"] else 0.0
-        return cls(until, wanted["max_gen_toks"], temperature, wanted.get("top_p", 1.0))
+        """From a task's generation_kwargs; greedy unless do_sample. An empty stop string stops nothing.
+
+        Raises ConfigError for an option not in OPTIONS, or out of its range.
+        """
+        with concerning("generation_kwargs"):
+            try:
+                wanted: dict[str, Any] = dict(normalize_gen_kwargs(options))
+                temperature = float(wanted.get("temperature", 1.0)) if wanted["do_sample"] else 0.0
+                top_p = float(wanted.get("top_p", 1.0))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{error}; max_gen_toks, temperature and top_p are numbers") from None
+            for name in wanted:
+                if name not in OPTIONS:
+                    raise ConfigError(f"{name!r} is not supported; {nearest(name, OPTIONS)}")
+            for stop in wanted["until"]:
+                if not isinstance(stop, str | None):
+                    raise ConfigError(f"until: {stop!r} is no text; use text, or a list of texts")
+            until = tuple(stop for stop in wanted["until"] if stop)
+            check_options(wanted["max_gen_toks"], temperature, top_p, None)
+        return cls(until, wanted["max_gen_toks"], temperature, top_p)
 
 
 class Continuation:
-    """The growing text behind one prompt. It ends before the first stop string or at EOS."""
+    """The growing text behind one prompt. It ends before the first stop string or at a token that ends texts.
+
+    A stop string is looked for in the text, where special tokens are left out, and in the text with their names in it.
+    """
 
     def __init__(self, tokenizer: "Tokenizer", prompt: list[int], until: tuple[str, ...]):
-        self._eos, self._until, self._text, self.stopped = tokenizer.eos_id, until, "", False
-        self._stream = tokenizer.stream()
-        for token in prompt[-PRIMER:]:  # the decoder drops the space of a first token
-            self._stream.push(token)
+        self._ends, self._special, self._until = tokenizer.stop_ids, tokenizer.special_names, until
+        self._text, self._named, self.stopped = "", "", False
+        self._names: list[tuple[int, int]] = []  # where in _named each name begins, and its length
+        self._stream = tokenizer.stream(prompt)  # alone it would drop the space of a first token
 
     def push(self, token: int) -> None:
         """One more token; ignored once stopped."""
         if self.stopped:
             return
-        if token == self._eos:
+        if token in self._ends:
             self.finish()
+        elif (name := self._special.get(token)) is not None:
+            self._names.append((len(self._named), len(name)))
+            self._append("", name)
         else:
-            self._append(self._stream.push(token))
+            piece = self._stream.push(token)
+            self._append(piece, piece)
 
     def finish(self) -> str:
         """The text, characters that were never completed included."""
         if not self.stopped:
-            self._append(self._stream.flush())
+            piece = self._stream.flush()
+            self._append(piece, piece)
             self.stopped = True
         return self._text
 
-    def _append(self, piece: str) -> None:
+    def _append(self, piece: str, named: str) -> None:
         self._text += piece
-        found = [self._text.find(stop) for stop in self._until if stop in self._text]
+        self._named += named
+        found = [place for stop in self._until if (place := self._text.find(stop)) >= 0]
+        found += [self._before(place) for stop in self._until if (place := self._named.find(stop)) >= 0]
         if found:
             self._text, self.stopped = self._text[: min(found)], True
+
+    def _before(self, place: int) -> int:
+        """How much of the text stands before `place` in the text with names."""
+        return place - sum(min(length, place - start) for start, length in self._names if start < place)
 
 
 def continue_batch(
@@ -85,6 +110,7 @@ def continue_batch(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=seed,
+        vocab_size=tokenizer.vocab_size,
     )
     for column in columns:
         for row, token in zip(rows, column.tolist(), strict=True):

@@ -94,7 +94,8 @@ class HybridHarness(LM):
     @cached_property
     def identity(self) -> str:
         """SHA-256 of all that an answer depends on: weights, architecture, tokenizer, length."""
-        return fingerprint(self.model, self.tokenizer, max_length=self.max_length, share_prefixes=self.share_prefixes)
+        options = {"max_length": self.max_length, "share_prefixes": self.share_prefixes}
+        return fingerprint(self.model, self.tokenizer, **options, specials=self.tokenizer.specials)
 
     @property
     def device(self) -> torch.device:
@@ -193,10 +194,11 @@ class HybridHarness(LM):
         return [total([next(parts) for _ in cut]) for cut in cuts]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Each context's continuation up to its first stop string, EOS, or max_gen_toks tokens; the stop is left out.
+        """Each context's continuation up to its first stop string, an end of text, or max_gen_toks tokens.
 
-        A context is cut on the left to leave room for max_gen_toks. Raises ConfigError when nothing of it would be left
-        and for generation options other than until, max_gen_toks, do_sample, temperature and top_p.
+        What ends it is left out. A context is cut on the left to leave room for max_gen_toks. Raises ConfigError when
+        nothing of it would be left, and for generation options other than until, max_gen_toks, do_sample, temperature
+        and top_p.
         """
         prompts: list[list[int]] = []
         groups: dict[Sampling, list[int]] = defaultdict(list)

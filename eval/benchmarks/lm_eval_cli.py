@@ -30,6 +30,7 @@ from ...lm.hf.chat import ChatTemplate
 from ...lm.model.loading import load_run
 from ...lm.parts.errors import ConfigError, UserError
 from ...lm.parts.strict import nearest
+from ...lm.parts.terminal import write
 from ...lm.run import Run
 from .evaluation import templates_compiled_once
 from .harness import HybridHarness
@@ -160,7 +161,7 @@ def main() -> None:
             cli_evaluate()
     except (UserError, ValueError, OSError) as error:
         logger.debug("refused", exc_info=True)
-        print(f"hybridlm: {error}", file=sys.stderr)
+        write(f"hybridlm: {error}\n", sys.stderr)
         sys.exit(1)
 
 

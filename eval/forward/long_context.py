@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...lm.model.cache import Cache
+from ...lm.model.limits import length_limit
 from ...lm.parts.errors import ConfigError, NaNError
 from .nan_trace import first_nan
 from .scoring import target_log_p
@@ -18,17 +19,6 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Tokens of a row per forward: activations and attention masks exist for as many, whatever the input's length."""
-
-
-def length_limit(config: "BaseModelConfig") -> int | None:
-    """Tokens after which positions mean what training never showed; None where no layer has an absolute one.
-
-    Recurrent layers, attention without positions and rotary attention in a window within the context have no limit.
-    """
-    options = [spec.options for spec in config.layer_specs()]
-    rotary = [own for own in options if getattr(own, "rope", None) is not None]
-    far = any((getattr(own, "window", None) or config.context + 1) > config.context for own in rotary)
-    return config.context if far or config.positions == "learned" else None
 
 
 def check_length(config: "BaseModelConfig", length: int, beyond: str, field: str = "length") -> bool:
@@ -66,12 +56,20 @@ def prefill(model: "HybridLM", ids: Tensor, chunk: int = CHUNK) -> tuple[Tensor,
 
 
 def greedy(
-    model: "HybridLM", hidden: Tensor, cache: Cache, max_new_tokens: int, done: Callable[[Tensor], bool]
+    model: "HybridLM",
+    hidden: Tensor,
+    cache: Cache,
+    max_new_tokens: int,
+    done: Callable[[Tensor], bool],
+    vocab_size: int | None = None,
 ) -> Tensor:
-    """The likeliest token after `hidden` [B, D], again and again: [B, n]. Ends when `done` of the tokens so far."""
+    """The likeliest token after `hidden` [B, D], again and again: [B, n]. Ends when `done` of the tokens so far.
+
+    vocab_size: ids from there on are padding of the embedding and never taken.
+    """
     columns: list[Tensor] = []
     while len(columns) < max_new_tokens:
-        columns.append(model.head(hidden).argmax(-1))
+        columns.append(model.head(hidden)[:, :vocab_size].argmax(-1))
         tokens = torch.stack(columns, 1)
         if done(tokens):
             break

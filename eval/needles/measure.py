@@ -121,7 +121,7 @@ def _ask(model: "HybridLM", tokenizer: "Tokenizer", prompts: list[Prompt], gener
     scores: list[float | None] = [None] * len(prompts)
     if generate:
         listener = _Listener(tokenizer, prompts)
-        greedy(model, hidden, state, prompts[0].max_new_tokens, listener)
+        greedy(model, hidden, state, prompts[0].max_new_tokens, listener, tokenizer.vocab_size)
         scores = [found / len(prompt.answers) for found, prompt in zip(listener.found(), prompts, strict=True)]
     return [Answered(prompt, score, *rest) for prompt, score, rest in zip(prompts, scores, forced, strict=True)]
 
@@ -144,7 +144,7 @@ def _teacher_force(
 
 
 class _Listener:
-    """Reads along while rows are written: a row is over at EOS, or when all its answers have been said."""
+    """Reads along while rows are written: a row is over at an end of text, or when all its answers have been said."""
 
     def __init__(self, tokenizer: "Tokenizer", prompts: list[Prompt]):
         self.tokenizer, self.prompts = tokenizer, prompts
@@ -156,7 +156,7 @@ class _Listener:
         for i, row in enumerate(tokens.tolist()):
             if self.over[i]:
                 continue
-            self.over[i] = row[-1] == self.tokenizer.eos_id
+            self.over[i] = row[-1] in self.tokenizer.stop_ids
             self.texts[i] = self.tokenizer.decode(row).lower()
             self.over[i] |= all(answer in self.texts[i] for answer in self.prompts[i].answers)
         return all(self.over)

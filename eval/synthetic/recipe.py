@@ -222,7 +222,7 @@ class SyntheticRecipe(Strict):
     def fingerprint(self) -> str:
         """12 hex digits of what a single run depends on, as it is written; what is left out counts as left out."""
         written = self.model_dump(exclude_unset=True, include={"seed", "data_seed", "model", "optim"})
-        slices = [[[s.task.kind, s.task.model_dump(), s.examples] for s in part] for part in (self.train, self.test)]
+        slices = [[[*s.task.identity(), s.examples] for s in part] for part in (self.train, self.test)]
         text = json.dumps([written, slices], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -1,7 +1,7 @@
 """What a synthetic task is: a generator of labelled sequences, its scores, and the figures to print beside them."""
 
 import hashlib
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,8 @@ class Task(Strict):
 
     kind: ClassVar[str]
     """Name in TASKS, and of the `task:` key of a recipe."""
+    edition: ClassVar[int] = 1
+    """Raised when the same options and seed give other examples than before."""
     input_dim: ClassVar[int | None] = None
     """Size of the vectors the task reads; None: it reads tokens."""
     vocab_size: int = Field(ge=0)
@@ -57,6 +59,10 @@ class Task(Strict):
     def label(self) -> str:
         """Short name of the slice, e.g. `mqar L64 K8`."""
         return f"{self.kind} L{self.length}"
+
+    def identity(self) -> tuple[str, dict[str, Any]]:
+        """What the examples of a seed depend on: the generator and its options."""
+        return self.kind if self.edition == 1 else f"{self.kind}/{self.edition}", self.model_dump()
 
     def sample(self, n: int, seed: int) -> Examples:
         """n examples: the same bytes for the same options, n and seed, on every machine, whatever was drawn before."""

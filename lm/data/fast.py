@@ -84,6 +84,10 @@ class FastTokenizer:
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
+    def special_names(self) -> dict[int, str]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {id: token.content for id, token in added.items() if token.special}
+
     def serialize(self) -> bytes:
         return self._tokenizer.to_str().encode()
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from ..parts.errors import ConfigError, DataError
+from ..parts.terminal import PlainConsole, shown
 from .corpus import content_key, documents
 from .document import Document, digest
 from .packed import PackedDataset
@@ -170,16 +170,16 @@ Task = Callable[[str], Callable[[int], None]]
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Task]:
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeElapsedColumn(),
     ]
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    with Progress(*columns, console=PlainConsole(stderr=True), disable=quiet) as progress:
 
         def task(description: str) -> Callable[[int], None]:
-            line = progress.add_task(description, total=None)
+            line = progress.add_task(shown(description), total=None)
             return lambda n_bytes: progress.update(line, advance=n_bytes)
 
         yield task

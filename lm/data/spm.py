@@ -67,6 +67,10 @@ class SentencePiece:
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
 
+    def special_names(self) -> dict[int, str]:
+        ids = filter(self._processor.is_control, range(self.vocab_size))
+        return {id: self._processor.id_to_piece(id) for id in ids}
+
     def serialize(self) -> bytes:
         return self._model
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 GENERATION_FILE = "generation_config.json"
+LEAD = 8  # ids that a decoder looks back at: more than the bytes of one character
 # beside the tokenizer itself: chat templates, the special tokens' names, how the source samples
 COMPANIONS = ("special_tokens_map.json", "chat_template.jinja", "chat_template.json", GENERATION_FILE)
 TEMPLATES = "additional_chat_templates/*.jinja"
@@ -52,6 +54,7 @@ class TokenizerBackend(Protocol):
         ...
 
     def decode(self, ids: list[int]) -> str: ...
+    def special_names(self) -> dict[int, str]: ...
     def serialize(self) -> bytes: ...
 
 
@@ -88,14 +91,15 @@ class Tokenizer:
         self.vocab_size, self.bos_id, self.eos_id = backend.vocab_size, self.specials.bos_id, self.specials.eos_id
         self.front, self.back = self.specials.front, self.specials.back
         self.prefix_id, self.stop_ids = self.specials.prefix_id, self.specials.stop_ids
+        self._rows = self.vocab_size
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, with nothing added around it."""
-        return self._backend.encode([text])[0]
+        return self._encode([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, with nothing added around it."""
-        return self._backend.encode(texts)
+        return self._encode(texts)
 
     def encode_prompt(self, text: str) -> list[int]:
         """What a model is asked with: `text` between `front` and `back`.
@@ -106,12 +110,12 @@ class Tokenizer:
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
         """Each text as a document to train on, between BOS and EOS; see `for_training` for special tokens in it."""
-        found = self._backend.encode(texts, specials=self.special_text == "control")
+        found = self._encode(texts, specials=self.special_text == "control")
         return [[self.bos_id, *ids, self.eos_id] for ids in found]
 
     def encode_inside(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text as it reads behind another one, so that joined tokens give the joined texts."""
-        return self._backend.encode(list(texts), inside=True)
+        return self._encode(list(texts), inside=True)
 
     def encode_pair(self, context: str, continuation: str) -> Encoded:
         """Tokens of the joined text, cut at the boundary; white space that ends the context goes to the continuation.
@@ -130,9 +134,38 @@ class Tokenizer:
         """The text of `ids`; special tokens are left out, bytes that are no UTF-8 become U+FFFD."""
         return self._backend.decode([int(i) for i in ids])
 
-    def stream(self) -> "StreamDecoder":
-        """A decoder for ids that arrive one at a time."""
-        return StreamDecoder(self)
+    @cached_property
+    def special_names(self) -> dict[int, str]:
+        """The tokens that `decode` leaves out, by id."""
+        return self._backend.special_names()
+
+    def for_rows(self, rows: int) -> "Tokenizer":
+        """The same for a model of `rows` rows, where encoding raises DataError for a text with a token beyond them.
+
+        There are such where a token was added and the embedding not resized.
+        """
+        limited = copy(self)
+        limited._rows = rows
+        return limited
+
+    def _encode(self, texts: list[str], **how: bool) -> list[list[int]]:
+        found = self._backend.encode(texts, **how)
+        if self.vocab_size > self._rows:
+            for text, ids in zip(texts, found, strict=True):
+                self._check_rows(text, ids)
+        return found
+
+    def _check_rows(self, text: str, ids: list[int]) -> None:
+        if without := [id for id in ids if id >= self._rows]:
+            name = self.special_names.get(without[0]) or self.decode(without[:1])
+            raise DataError(
+                f"text {text[:40]!r}: has the token {name!r}, number {without[0]}, but the model has rows for "
+                f"{self._rows} of the tokenizer's {self.vocab_size} tokens; take it out of the text"
+            )
+
+    def stream(self, behind: Iterable[int] = ()) -> "StreamDecoder":
+        """A decoder for ids that arrive one at a time, after the text of `behind`, which it does not give again."""
+        return StreamDecoder(self, behind)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -257,8 +290,9 @@ class StreamDecoder:
     The pieces and the final `flush` joined are the decoded whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer, self._ids, self._context, self._done = tokenizer, [], 0, 0
+    def __init__(self, tokenizer: Tokenizer, behind: Iterable[int] = ()):
+        self._tokenizer, self._ids, self._context = tokenizer, list(behind)[-LEAD:], 0
+        self._done = len(self._ids)
 
     def push(self, id: int) -> str:
         """The text that `id` completes; empty while a character is incomplete."""

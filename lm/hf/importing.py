@@ -10,20 +10,21 @@ from collections.abc import Iterable, Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
 
 from ..data.files import write_atomically
-from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import JSON_FILE, Tokenizer
 from ..model import HybridLM
-from ..parts.errors import ConfigError
+from ..parts.errors import Caution, ConfigError
 from ..parts.float32 import Float32Module
 from ..recipe.model import ModelConfig
 from ..recipe.recipe import Recipe
 from ..run import IMPORTED, Run, code_revision
 from ..train.checkpoint import FORMAT
-from .config_file import ConfigFile
+from .config_file import ConfigFile, read_json
 from .families import hybridlm
 from .families.stacked import SavedTensor, Stacked
 from .folders import check_free, whole_folder
@@ -47,12 +48,7 @@ def import_checkpoint(src: str | Path, dst: str | Path, dtype: torch.dtype | Non
     model, plan = _plan(source)
     with whole_folder(dst) as folder:
         source.write_tokenizer(folder / "tokenizer")
-        tokenizer = Tokenizer.load(folder / "tokenizer")
-        if tokenizer.vocab_size > model.vocab_size:
-            raise ConfigError(
-                f"{source.path}: its tokenizer has {tokenizer.vocab_size} tokens and the model {model.vocab_size}; "
-                "put the tokenizer there that belongs to the model"
-            )
+        _check_rows(source, folder / "tokenizer", model.vocab_size)
         types = {row.name: dtype or _dtype(source, [row]) for row in plan}
         step = folder / "checkpoints" / "step-000000"
         step.mkdir(parents=True)
@@ -99,6 +95,23 @@ def _plan(source: ModelSource) -> tuple[ModelConfig, list[Stacked]]:
         raise ConfigError(f"{source.path}: config.json: {error} missing; get the whole file") from None
     model = ModelConfig.parse(section, where=str(source.path))
     return model, check(source, tensors_of(family, model, source.stored))
+
+
+def _check_rows(source: ModelSource, folder: Path, rows: int) -> None:
+    """A word where tokens were added and the embedding not resized.
+
+    Raises ConfigError where other tokens, or those around every prompt, have no row.
+    """
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size <= rows:
+        return
+    has = f"{source.path}: its tokenizer has {tokenizer.vocab_size} tokens and the model {rows}"
+    listed = read_json(folder / JSON_FILE).get("added_tokens", []) if (folder / JSON_FILE).is_file() else []
+    added = {token["id"] for token in listed} - {*tokenizer.front, *tokenizer.back, tokenizer.prefix_id}
+    if not added.issuperset(range(rows, tokenizer.vocab_size)):
+        raise ConfigError(f"{has}; put the tokenizer there that belongs to the model")
+    word = "the rest were added to the tokenizer alone, and a text with one of them cannot be scored or continued"
+    warn(f"{has}; {word}", Caution, stacklevel=3)
 
 
 def _join(source: Weights, plan: Iterable[Stacked]) -> Iterator[tuple[str, Tensor]]:

@@ -119,6 +119,24 @@ class HybridLMForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return result.to_tuple() if return_dict is False else result
 
+    def generate(self, inputs: Tensor | None = None, *args: Any, **options: Any) -> Any:
+        """As transformers has it. Raises ValueError without a row, on rows of padding, and on padding behind a prompt,
+        where it would go on from the padding."""
+        ids = options.get("input_ids") if inputs is None else inputs
+        if ids is not None and not ids.numel():
+            raise ValueError(f"input_ids: expected at least one row of at least one token, got {tuple(ids.shape)}")
+        return cast(Any, super()).generate(inputs, *args, **options)
+
+    def prepare_inputs_for_generation(
+        self, *args: Any, attention_mask: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Looks at the mask, given or inferred, with which the first token is drawn."""
+        if is_first_iteration and attention_mask is not None:
+            _check_ends(attention_mask)
+        return cast(Any, super()).prepare_inputs_for_generation(
+            *args, attention_mask=attention_mask, is_first_iteration=is_first_iteration, **kwargs
+        )
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed
 
@@ -140,6 +158,16 @@ def _recent(mask: Tensor, T: int, seen: int) -> Tensor:
             f"token [B, {T}], or the past too [B, {seen + T}]"
         )
     return mask[:, mask.shape[1] - T :]
+
+
+def _check_ends(mask: Tensor) -> None:
+    """Raises ValueError unless every row of a prompt's mask ends in a token."""
+    ends = mask[:, -1].bool()
+    if not bool(ends.all()):
+        row = int((~ends).nonzero()[0])
+        only = " is padding only; leave it out, or begin it with a BOS token"
+        behind = " ends in padding; pad prompts on the left (tokenizer.padding_side='left')"
+        raise ValueError(f"attention_mask: row {row}{behind if mask[row].any() else only}")
 
 
 def _check_positions(position_ids: Tensor, mask: Tensor | None, past: list[int]) -> None:

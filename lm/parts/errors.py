@@ -27,6 +27,10 @@ class NaNError(UserError, FloatingPointError):
     """A model that computes NaN: its weights or its precision are at fault."""
 
 
+class Caution(UserWarning):
+    """Nothing failed, but the result may not be what was meant. The command line prints it as one line."""
+
+
 @contextmanager
 def concerning(field: str) -> Iterator[None]:
     """What goes wrong inside is put down to `field`: a UserError begins with it, a missing package is named."""

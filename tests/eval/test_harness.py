@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hybridlm.eval.benchmarks.harness import HybridHarness
 from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.model import ModelConfig
 
 CONTEXTS = ["The value of the valley", "Question: which floats?\nAnswer:", "", "She said", "naïve café", "The violin"]
 ANSWERS = [" oak", " the door was closed", "\nand", " is 305", " über", "."]
@@ -186,6 +187,7 @@ class Script(torch.nn.Module):
     """Stands in for a model: continues any prompt with the given tokens, then with EOS."""
 
     device = torch.device("cpu")
+    config = ModelConfig(pattern=["gated_deltanet"])
 
     def __init__(self, tokens, eos_id=2):
         super().__init__()

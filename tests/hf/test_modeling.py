@@ -111,6 +111,47 @@ def test_batched_generation_with_left_padding(own, theirs):
         assert torch.equal(found[row, pad:], own.generate(ids[row : row + 1, pad:], 10, temperature=0)[0])
 
 
+PADDED = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "message"),
+    [
+        (tokens(2, 4)[:0], {}, "input_ids: expected at least one row of at least one token, got (0, 4)"),
+        (tokens(2, 4)[:, :0], {}, "input_ids: expected at least one row of at least one token, got (2, 0)"),
+        (
+            tokens(2, 4),
+            {"attention_mask": PADDED},
+            "attention_mask: row 1 ends in padding; pad prompts on the left (tokenizer.padding_side='left')",
+        ),
+        (
+            tokens(2, 4) * PADDED,  # no token is 0: the mask is inferred
+            {},
+            "attention_mask: row 1 ends in padding; pad prompts on the left (tokenizer.padding_side='left')",
+        ),
+        (
+            tokens(2, 4),
+            {"attention_mask": PADDED * torch.tensor([[1], [0]])},
+            "attention_mask: row 1 is padding only; leave it out, or begin it with a BOS token",
+        ),
+    ],
+)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_prompts_that_end_in_padding_are_refused_by_name(theirs, ids, options, message, use_cache):
+    with pytest.raises(ValueError) as error:
+        theirs.generate(ids, max_new_tokens=3, do_sample=False, use_cache=use_cache, **options, **NO_END)
+    assert str(error.value) == message
+
+
+def test_every_end_of_text_in_the_generation_config_stops(theirs):
+    ids = tokens(2, 6)
+    free = theirs.generate(ids, max_new_tokens=12, do_sample=False, **NO_END)[0, 6:].tolist()
+    ends = [free[7], free[5]]
+    options = {"eos_token_id": ends, "pad_token_id": 0}
+    found = theirs.generate(ids[:1], max_new_tokens=12, do_sample=False, **options)[0, 6:].tolist()
+    assert found == free[: 1 + min(map(free.index, ends))]
+
+
 @pytest.mark.parametrize("how", [{"num_beams": 3, "do_sample": False}, {"do_sample": True, "top_k": 0}])
 def test_beams_and_samples_do_not_depend_on_the_cache(theirs, how):
     ids, mask = left_padded(tokens(2, 12), [0, 4])

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
 
+from hybridlm.eval.benchmarks.harness import HybridHarness
 from hybridlm.lm.hf import load_pretrained
 from hybridlm.lm.hf.importing import import_checkpoint
-from hybridlm.lm.parts.errors import CheckpointError, ConfigError
+from hybridlm.lm.model.loading import load_run
+from hybridlm.lm.parts.errors import Caution, CheckpointError, ConfigError, DataError
 from hybridlm.tests.hf.llamas import edit_config, save, save_tokenizer
+from hybridlm.tools.sample import stream
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -209,3 +213,57 @@ def test_a_tokenizer_of_a_larger_model(tmp_path):
     save(tmp_path / "src", vocab_size=40)
     tokenizer = save_tokenizer(tmp_path / "src")
     refused(tmp_path / "src", ConfigError, f"has {tokenizer.get_vocab_size()} tokens and the model 40")
+
+
+def added(folder, *tokens: str, **settings) -> int:
+    """Add tokens to the tokenizer alone; the number of tokens it had before, which becomes the model's."""
+    tokenizer = save_tokenizer(folder, **settings)
+    rows = tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens(list(tokens[:1]))
+    tokenizer.add_tokens(list(tokens[1:]))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return rows
+
+
+def test_tokens_that_were_added_to_the_tokenizer_alone(tmp_path):
+    src = tmp_path / "src"
+    src.mkdir()
+    rows = added(src, "<pad>", "<tool>")
+    save(src, vocab_size=rows)
+    added(src, "<pad>", "<tool>")
+    said = (
+        f"{src}: its tokenizer has {rows + 2} tokens and the model {rows}; the rest were added to the tokenizer alone, "
+        "and a text with one of them cannot be scored or continued"
+    )
+    with pytest.warns(Caution) as caught:
+        run = import_checkpoint(src, tmp_path / "run")
+    assert [str(w.message) for w in caught] == [said]
+    tokenizer, model = run.tokenizer(), load_run(run, "cpu")
+    scorer = HybridHarness(model, tokenizer, max_length=32)
+    assert tokenizer.encode("the cat") and load_pretrained(src).config.vocab_size == rows
+    for token, number in (("<pad>", rows), ("<tool>", rows + 1)):
+        text = f"the cat{token}"
+        expected = (
+            f"has the token {token!r}, number {number}, but the model has rows for {rows} of the tokenizer's "
+            f"{rows + 2} tokens; take it out of the text"
+        )
+        for ask in (
+            lambda text=text: tokenizer.encode_batch(["the", text]),
+            lambda text=text: scorer.loglikelihood([Instance("loglikelihood", {}, (text, " sat"), 0, ("t", 0, 1))]),
+            lambda text=text: stream(run.folder, text, 3, 0.0, 1.0, 0, print),
+        ):
+            with pytest.raises(DataError) as error:
+                ask()
+            said = str(error.value)
+            assert said.startswith(f"text {text!r}"[:-1]) and said.endswith(expected)
+    written: list[str] = []
+    stream(run.folder, "the cat", 5, 1.0, 1.0, 0, written.append)
+    assert "".join(written).startswith("the cat")
+
+
+def test_a_bos_without_a_row_is_refused(tmp_path):
+    src = tmp_path / "src"
+    src.mkdir()
+    save(src, vocab_size=added(src, "<start>"))
+    added(src, "<start>", bos_token="<start>")
+    refused(src, ConfigError, "put the tokenizer there that belongs to the model")

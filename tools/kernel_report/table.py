@@ -5,8 +5,8 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .cases import Shape
 from .result import PASSES, CaseResult, KernelLaunch, ratios
@@ -41,22 +41,22 @@ def code_table(results: list[CaseResult]) -> Table:
     for column in ("regs", "spill", "shared", "blocks", "warps", "matrix", "SASS", "s"):
         table.add_column(column, justify="right")
     for result in results:
-        table.add_row(f"[bold]{result.subject}[/bold]")
+        table.add_row(Text(result.subject, "bold"))
         for kernel in result.kernels:
             if kernel.build:
                 table.add_row(_label(kernel), *_code(kernel))
     return table
 
 
-def _code(kernel: KernelLaunch) -> Iterator[str]:
+def _code(kernel: KernelLaunch) -> Iterator[str | Text]:
     build = kernel.build
     assert build is not None
     yield str(build.registers)
-    yield f"[red]{build.spill_bytes}[/red]" if build.spill_bytes else "0"
+    yield Text(str(build.spill_bytes), "red") if build.spill_bytes else "0"
     yield str(build.shared)
-    yield str(build.blocks) if build.blocks else "[red]0[/red]"
+    yield str(build.blocks) if build.blocks else Text("0", "red")
     yield str(build.warps)
-    yield f"[red]{escape(build.error)}[/red]" if build.error else build.matrix_instructions
+    yield Text(build.error, "red") if build.error else build.matrix_instructions
     yield str(build.size)
     yield f"{build.seconds:.1f}"
 
@@ -71,7 +71,7 @@ def work_table(results: list[CaseResult]) -> Table:
     for result in results:
         for name, step in zip(PASSES, result.passes, strict=True):
             if step.kernels:
-                table.add_row(f"[bold]{result.subject}[/bold], {name}")
+                table.add_row(Text.assemble((result.subject, "bold"), f", {name}"))
             for kernel in step.kernels:
                 table.add_row(_label(kernel), str(kernel.programs), *_work(kernel, result.tokens))
             if step.torch_ops and result.device:
@@ -97,7 +97,8 @@ def comparison_table(ours: list[CaseResult], peer: list[CaseResult]) -> Table:
         table.add_column(column, justify="right")
     for i, key, label, cell in _rows(ours):
         ratio = ratios(ours[i], peer[i]).get(key)
-        table.add_row(label, cell(ours[i]), cell(peer[i]), "" if ratio is None else f"[bold]{ratio:.2f}[/bold]")
+        shown = "" if ratio is None else Text(f"{ratio:.2f}", "bold")
+        table.add_row(label, cell(ours[i]), cell(peer[i]), shown)
     return table
 
 

@@ -45,6 +45,24 @@ def draw_mqar(rng: random.Random, *, V, L, K, a):
     return [token or rng.randrange(V) for token in tokens], asked
 
 
+def zoology_forgetting(rng: random.Random, *, V, K, U):
+    """Keys, values and answers as Zoology draws them: [(key, value)] as shown, {key: answer}."""
+    keys, old = rng.sample(range(1, V // 2), K), rng.sample(range(V // 2, V), K)
+    new = [rng.choice([value for value in range(V // 2, V) if value != old[j]]) for j in range(U)]
+    updates = [(keys[k], value) for k, value in zip(rng.sample(range(K), U), new, strict=True)]
+    first = list(zip(keys, old, strict=True))
+    return first + updates, dict(first + updates)
+
+
+def zoology_compositional(rng: random.Random, *, V, K):
+    """Triplets as Zoology draws them: all pairs of two sets of keys, in random order, each with a value of its own."""
+    third, side = V // 3, round(K**0.5)
+    firsts, seconds = rng.sample(range(1, third), side), rng.sample(range(third, 2 * third), side)
+    pairs = [(a, b) for a in firsts for b in seconds]
+    rng.shuffle(pairs)
+    return [(a, b, value) for (a, b), value in zip(pairs, rng.sample(range(2 * third, V), K), strict=True)]
+
+
 def inclusion(weights: list[float], size: int) -> list[float]:
     """Probability of each index to be among `size` successive weighted draws without replacement, by enumeration."""
     total = [0.0] * len(weights)
