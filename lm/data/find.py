@@ -18,7 +18,7 @@ def find_files(path: Path) -> list[Path]:
 
 
 def files_below(folder: Path, ending: str) -> list[Path]:
-    """Every file below `folder` whose name has this ending, hidden ones too; sorted. Raises DataError like find_files."""
+    """Every file below `folder` whose name has this ending, hidden or not; sorted. Raises DataError as above."""
     return _once(here / name for here in _folders(folder) for name in _names(here) if name.endswith(ending))
 
 

@@ -1,8 +1,9 @@
 """The recipe's `data` section: training mixture, validation sets, tokenizer."""
 
-from typing import Literal, Self
+from datetime import date
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..parts.strict import Strict
 
@@ -15,7 +16,17 @@ class Select(Strict):
     max: int | float | str | None = None
     among: list[str | int] | None = None
     exclude: list[str | int] | None = None
-    hash: tuple[float, float] | None = Field(default=None, description="[lo, hi) of the document id's hash, in [0, 1]")
+    hash: tuple[float, float] | None = Field(
+        default=None, description="[lo, hi) of the text's hash, of a registered source's id's, in [0, 1]"
+    )
+
+    @field_validator("min", "max", "among", "exclude", mode="before")
+    @classmethod
+    def _dates_as_text(cls, value: Any) -> Any:
+        """YAML makes dates of 2014-12-31."""
+        if isinstance(value, list):
+            return [cls._dates_as_text(one) for one in value]
+        return value.isoformat() if isinstance(value, date) else value
 
     @model_validator(mode="after")
     def _field_given(self) -> Self:
@@ -73,3 +84,19 @@ class DataConfig(Strict):
     tokenizer: TokenizerConfig = TokenizerConfig()
     cache: str = Field(default="~/.cache/hybridlm", description="folder for downloads and prepared shards")
     workers: int = Field(default=2, gt=0)
+
+    @model_validator(mode="after")
+    def _sources_given_once(self) -> Self:
+        for name, sources in {
+            "train": self.train,
+            **{f"valid.{name}": found for name, found in self.valid.items()},
+        }.items():
+            if not sources:
+                raise ValueError(f"{name}: an empty list; give it a source or leave it out")
+            alike = [source.model_copy(update={"weight": None}) for source in sources]
+            for index, source in enumerate(alike):
+                if source in alike[:index]:
+                    raise ValueError(
+                        f"{name}.{index}: source {source.name!r} is there twice; give it once, with the weight of both"
+                    )
+        return self

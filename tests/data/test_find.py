@@ -72,7 +72,11 @@ def test_many_links_round_about_end(tmp_path):
 def test_a_link_to_nothing_and_a_closed_folder_are_named(tmp_path, monkeypatch):
     root = touch(tmp_path, "sub/a.txt")
     (root / "b.txt").symlink_to("gone.txt")
-    for find in (lambda: files_below(root, ".txt"), lambda: find_files(root / "*.txt"), lambda: find_files(root / "b.txt")):
+    for find in (
+        lambda: files_below(root, ".txt"),
+        lambda: find_files(root / "*.txt"),
+        lambda: find_files(root / "b.txt"),
+    ):
         with pytest.raises(DataError) as error:
             find()
         assert str(error.value) == f"{root}/b.txt: a link to gone.txt, which is not there; mend the link or remove it"
