@@ -111,7 +111,7 @@ def _text_files(source: "SourceConfig", files: list[Path]) -> Iterator[Document]
     for path in files:
         with readable(path):
             for name, file in contents(path):
-                name = name_of(source, path.parent / name)
+                name = name_of(source, path) + name.removeprefix(path.name)  # a member of a .zip stands behind it
                 try:
                     text = file.read().decode("utf-8-sig")
                 except UnicodeDecodeError as error:
