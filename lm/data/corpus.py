@@ -1,7 +1,7 @@
 """Documents of a recipe's source: registered packages, local files, or a hub data set that is streamed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from .document import Document
 from .find import files_below, find_files
 from .registered.sources import read
 from .rows import read_rows
-from .select import field_of, selected
+from .selection import field_of, same, selected
 from .unpack import contents, readable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Tally:
     without_text: int = 0
     without_field: int = 0
     mended: int = 0
+    unmet: list[str | int] = field(default_factory=list)
 
     def line(self, source: "SourceConfig") -> str:
         """In words: what was found, and what was left out or altered without being asked for."""
@@ -36,6 +37,7 @@ class Tally:
             "{} documents held half a surrogate pair, which became U+FFFD": self.mended,
         }
         said = [note.format(count) for note, count in notes.items() if count]
+        said += [f"no document has {source.select.field}={value!r}, which select names" for value in self.unmet]
         return f"source {source.name!r}: " + ", ".join(found) + "".join(f"; {note}" for note in said)
 
 
@@ -49,6 +51,7 @@ def documents(
     on the way. Raises ConfigError when the source holds none that is selected, or no field that is asked for.
     """
     tally = tally or Tally()
+    tally.unmet = [*(source.select.among or ()), *(source.select.exclude or ())]
     by_id = by_id or source.format == "registered"
     taken = 0
     found = read(source.name, cache) if source.format == "registered" else _documents(source, tally)
@@ -60,8 +63,10 @@ def documents(
                 tally.without_text += 1
                 continue
             document = _encodable(document, tally)
-            if source.select.field and field_of(document, source.select.field) is None:
-                tally.without_field += 1
+            if source.select.field:
+                value = field_of(document, source.select.field)
+                tally.without_field += value is None
+                tally.unmet = [one for one in tally.unmet if not same(value, one)]
             position = 0.0
             if source.select.hash:
                 position = document.position if by_id else document.text_position
@@ -91,7 +96,10 @@ def no_files(source: "SourceConfig") -> ConfigError:
     if source.format == "folder":
         return ConfigError(f"path={source.path}: no such .txt file below; correct the path")
     if Path(str(source.path)).expanduser().is_dir():
-        return ConfigError(f"path={source.path}: a folder; name its files, e.g. {source.path}/*.{source.format}")
+        fix = (
+            "set format=folder" if source.format == "text" else f"name its files, e.g. {source.path}/*.{source.format}"
+        )
+        return ConfigError(f"path={source.path}: a folder; {fix}")
     return ConfigError(f"path={source.path}: no such file; correct the path")
 
 

@@ -6,6 +6,7 @@ sources.jsonl what a source's path stood for, so that a finished pack is found w
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,7 @@ class Inventory:
     def __init__(self, folder: Path):
         self.folder, self.writable = folder, True
         self.gone: dict[str, str] = {}
-        """Paths that name no file any more, by the source that was answered for from memory."""
+        """What was answered for from memory: paths that name no file any more, by what they are the files of."""
         self._found: dict[str, list[Content]] = {}
 
     def of(self, source: "SourceConfig") -> list[Content] | None:
@@ -68,10 +69,10 @@ class Inventory:
             self._found[where] = [content for content in found if content is not None]
         return self._found[where]
 
-    def learn(self, source: "SourceConfig") -> list[Content]:
+    def learn(self, source: "SourceConfig", advance: Callable[[int], None] = lambda n_bytes: None) -> list[Content]:
         """Like `of`, but files that are new or have changed are read, and remembered if the folder is writable.
 
-        Only who holds the folder's lock may write.
+        Only who holds the folder's lock may write. `advance` is told the bytes that were read.
         """
         if source.format in ("registered", "hub"):
             return []
@@ -79,15 +80,24 @@ class Inventory:
         with concerning(f"source {source.name!r}"):
             for path in files_of(source):
                 if self._known(source, path) is None:
-                    self._read(path)
+                    advance(self._read(path))
         self._found.pop(where, None)
         found = self.of(source)
         assert found is not None
-        if source.name not in self.gone and self._sources.get(where) != found:
-            record = {"source": where, "files": [[x.name, x.sha256, x.bom] for x in found]}
-            self._remember(SOURCES, record)
-            self._sources[where] = found
+        self.remember(where, found)
         return found
+
+    def remember(self, where: str, found: list[Content]) -> None:
+        """Keep what `where` stands for, for the time when it is gone."""
+        if self._sources.get(where) != found:
+            self._write(SOURCES, {"source": where, "files": [[x.name, x.sha256, x.bom] for x in found]})
+            self._sources[where] = found
+
+    def recall(self, what: str, path: str, where: str) -> list[Content] | None:
+        """What `where` stood for, now that there is no file at the `path` of `what`."""
+        if where in self._sources:
+            self.gone[what] = path
+        return self._sources.get(where)
 
     def reload(self) -> None:
         """Look again at what other processes have written."""
@@ -111,14 +121,13 @@ class Inventory:
         return Content(name_of(source, path), record["sha256"], record["bom"])
 
     def _recorded(self, source: "SourceConfig") -> list[Content]:
-        found = self._sources.get(_where(source))
+        found = self.recall(f"source {source.name!r}", str(source.path), _where(source))
         if found is None:
             raise no_files(source)
-        self.gone[source.name] = str(source.path)
         return found
 
-    def _read(self, path: Path) -> None:
-        """Hash a file and remember it. Raises DataError if it is written to meanwhile."""
+    def _read(self, path: Path) -> int:
+        """Hash a file and remember it; its bytes. Raises Changed if it is written to meanwhile."""
         with readable(path):
             before = _settled(path)
             with path.open("rb") as file:
@@ -127,10 +136,11 @@ class Inventory:
             if _stat(path) != before:
                 raise Changed.of(path)
         record = {"file": os.path.abspath(path), "stat": before, "sha256": sha256, "bom": bom}
-        self._remember(FILES, record)
+        self._write(FILES, record)
         self._files[record["file"]] = record
+        return before[0]
 
-    def _remember(self, name: str, record: dict[str, Any]) -> None:
+    def _write(self, name: str, record: dict[str, Any]) -> None:
         if self.writable:
             append_records(self.folder / name, [record])
 

@@ -1,5 +1,6 @@
 """One form of a recipe's data: the tokenizer and packs that it needs, by fingerprint; opened, or made."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..parts.errors import ConfigError
 from .corpus import Tally, documents
 from .document import Document, digest
-from .inventory import Changed, Inventory, content_key
+from .inventory import Changed, Content, Inventory, content_key
 from .packed import PackedDataset
 from .packing import FORMAT, is_packed, pack
 from .sample import sample, spread
@@ -52,14 +53,15 @@ class Preparation:
         tokenizer = self._tokenizer()
         return tokenizer and self._prepared(tokenizer, lambda source: self._packed(source, tokenizer))
 
-    def learn(self) -> None:
-        """Read the files of the sources that have changed, for their hashes."""
+    def learn(self, advance: Callable[[int], None] = lambda n_bytes: None) -> None:
+        """Read the files of the sources that have changed, for their hashes; `advance` is told the bytes."""
         for source in self._sources():
-            self.inventory.learn(source)
+            self.inventory.learn(source, advance)
 
     def make(self, task: Task) -> Prepared:
         """Train the tokenizer and pack what is not finished; `learn` comes first."""
         tokenizer = self._tokenizer() or self._train_tokenizer(task)
+        self._keep(tokenizer)
         made = self._prepared(
             tokenizer, lambda source: self._packed(source, tokenizer) or self._pack(source, tokenizer, task)
         )
@@ -96,7 +98,7 @@ class Preparation:
     def _target(self, source: "SourceConfig", tokenizer: Tokenizer) -> tuple[Path, str]:
         """A pack's folder and fingerprint."""
         fingerprint = digest(FORMAT, self._key(source), tokenizer.fingerprint)
-        return self.folder / (re.sub(r"[^\w.-]+", "_", source.name) + f"-{fingerprint[:12]}"), fingerprint
+        return self.folder / (re.sub(r"[^\w.-]+", "_", source.name)[:60] + f"-{fingerprint[:12]}"), fingerprint
 
     def _packed(self, source: "SourceConfig", tokenizer: Tokenizer) -> PackedDataset | None:
         target, fingerprint = self._target(source, tokenizer)
@@ -126,13 +128,28 @@ class Preparation:
         if self.data.tokenizer.kind == "train":
             target = self._trained()
             return Tokenizer.load(target) if (target / "tokenizer.model").is_file() else None
-        tokenizer = Tokenizer.load(str(self.data.tokenizer.path))
+        tokenizer = Tokenizer.load(self._given() or str(self.data.tokenizer.path))
         if tokenizer.vocab_size > self.vocab_size:
             raise ConfigError(
                 f"model.vocab_size={self.vocab_size}: {self.data.tokenizer.path} has {tokenizer.vocab_size} tokens; "
                 f"set model.vocab_size={tokenizer.vocab_size} or more"
             )
         return tokenizer
+
+    def _given(self) -> Path | None:
+        """Where the tokenizer of kind=file is kept, if there is nothing at its path any more."""
+        path = str(self.data.tokenizer.path)
+        where = os.path.abspath(os.path.expanduser(path))
+        kept = None if os.path.exists(where) else self.inventory.recall("tokenizer", path, f"tokenizer:{where}")
+        return self.folder / kept[0].name if kept else None
+
+    def _keep(self, tokenizer: Tokenizer) -> None:
+        """Keep the tokenizer of kind=file beside the packs that are made with it."""
+        if self.data.tokenizer.kind == "file" and not self._given():
+            name = f"tokenizer-{tokenizer.fingerprint[:12]}"
+            tokenizer.save(self.folder / name)
+            where = os.path.abspath(os.path.expanduser(str(self.data.tokenizer.path)))
+            self.inventory.remember(f"tokenizer:{where}", [Content(name, tokenizer.fingerprint, False)])
 
     def _trained(self) -> Path:
         """Where a tokenizer lies that is trained on these sources."""

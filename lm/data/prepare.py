@@ -79,7 +79,7 @@ def _trained_on(recipe: "Recipe") -> str | None:
     if newest is None or not (newest / "state.json").is_file():
         return None
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-    return state["extra"].get("loader", {}).get("fingerprint")
+    return state.get("extra", {}).get("loader", {}).get("fingerprint")  # none of an imported model
 
 
 def _made(work: Work, folder: Path, console: Console, say: Callable[[str], None]) -> Prepared:
@@ -88,9 +88,10 @@ def _made(work: Work, folder: Path, console: Console, say: Callable[[str], None]
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(0, "it cannot be written to", str(folder))
-        with hold(folder / ".lock", say), _progress(console) as task:
+        first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
+        with hold(folder / ".lock", say if first_of_node else lambda line: None), _progress(console) as task:
             work.new.inventory.reload()
-            work.new.learn()
+            work.new.learn(task("reading files that are new"))
             return work.finished() or work.make(task)
     except OSError as error:
         found = _unwritten(work)
@@ -111,14 +112,14 @@ def _unwritten(work: Work) -> Prepared | None:
 
 def _notes(data: "DataConfig", prepared: Prepared, inventory: Inventory) -> Iterator[str]:
     for name, path in inventory.gone.items():
-        yield f"source {name!r}: no file at {path} any more; what was packed of it before is used"
+        yield f"{name}: no file at {path} any more; what was made of it before is used"
     train = [(source.name, dataset) for source, dataset in zip(data.train, prepared.train, strict=True)]
     for name, sources in data.valid.items():
         held = [(source.name, dataset) for source, dataset in zip(sources, prepared.valid[name], strict=True)]
         for valid_source, train_source, both, of in overlaps(train, held):
             yield (
-                f"warning: validation set {name!r}: {both} of the {of} documents of source {valid_source!r} are also in "
-                f"training source {train_source!r}; their loss is too low: select others for one of the two"
+                f"warning: validation set {name!r}: {both} of the {of} documents of source {valid_source!r} are also in"
+                f" training source {train_source!r}; their loss is too low: select others for one of the two"
             )
 
 

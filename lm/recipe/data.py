@@ -1,9 +1,9 @@
 """The recipe's `data` section: training mixture, validation sets, tokenizer."""
 
 from datetime import date
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ..parts.strict import Strict
 
@@ -76,27 +76,26 @@ class TokenizerConfig(Strict):
         return self
 
 
+def _given_once(sources: list[SourceConfig]) -> list[SourceConfig]:
+    if not sources:
+        raise ValueError("an empty list; give it a source or leave it out")
+    seen: set[str] = set()
+    for source in sources:
+        key = source.model_dump_json(exclude={"weight"})
+        if key in seen:
+            raise ValueError(f"source {source.name!r} is there twice; give it once, with the weight of both")
+        seen.add(key)
+    return sources
+
+
+Sources = Annotated[list[SourceConfig], AfterValidator(_given_once)]
+
+
 class DataConfig(Strict):
     """Training mixture, fixed validation sets, tokenizer."""
 
-    train: list[SourceConfig] = Field(min_length=1)
-    valid: dict[str, list[SourceConfig]] = Field(default_factory=dict, description="named validation sets, never mixed")
+    train: Sources
+    valid: dict[str, Sources] = Field(default_factory=dict, description="named validation sets, never mixed")
     tokenizer: TokenizerConfig = TokenizerConfig()
     cache: str = Field(default="~/.cache/hybridlm", description="folder for downloads and prepared shards")
     workers: int = Field(default=2, gt=0)
-
-    @model_validator(mode="after")
-    def _sources_given_once(self) -> Self:
-        for name, sources in {
-            "train": self.train,
-            **{f"valid.{name}": found for name, found in self.valid.items()},
-        }.items():
-            if not sources:
-                raise ValueError(f"{name}: an empty list; give it a source or leave it out")
-            alike = [source.model_copy(update={"weight": None}) for source in sources]
-            for index, source in enumerate(alike):
-                if source in alike[:index]:
-                    raise ValueError(
-                        f"{name}.{index}: source {source.name!r} is there twice; give it once, with the weight of both"
-                    )
-        return self

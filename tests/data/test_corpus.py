@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridlm.lm.data.corpus import Tally, documents
+from hybridlm.lm.data.corpus import documents
 from hybridlm.lm.data.document import Document
 from hybridlm.lm.parts.errors import DataError, UserError
 from hybridlm.lm.recipe.data import Select, SourceConfig
@@ -129,8 +129,8 @@ def test_errors(jsonl, tmp_path):
     )
     (tmp_path / "bad.jsonl").write_text("{not json")
     assert message(format="json", path=str(tmp_path / "bad.jsonl")) == (
-        f"source 'made': {tmp_path}/bad.jsonl, line 1: not JSON (Expecting property name enclosed in double quotes: line "
-        "1 column 2 (char 1)); give one JSON object a line, or an array of them"
+        f"source 'made': {tmp_path}/bad.jsonl, line 1: not JSON (Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1)); give one JSON object a line, or an array of them"
     )
     assert message(format="json", path=str(tmp_path)) == (
         f"source 'made': path={tmp_path}: a folder; name its files, e.g. {tmp_path}/*.json"

@@ -71,6 +71,18 @@ def test_a_text_of_another_type_is_one_error(value, jsonl):
     )
 
 
+def test_a_value_that_select_names_and_no_document_has_is_said(jsonl):
+    """A title misspelt in `exclude` would be trained on without a word."""
+    tally, path = Tally(), jsonl([{"text": "a", "title": "emma"}, {"text": "b", "title": "persuasion"}])
+    select = {"field": "title", "exclude": ["persuassion", "emma"]}
+    assert [d.text for d in read(path, tally, select=select)] == ["b"]
+    assert tally.line(SourceConfig(name="made", format="json", path="p", select=select)).endswith(
+        "1 documents taken; no document has title='persuassion', which select names"
+    )
+    assert [d.text for d in read(path, tally, select={"field": "title", "among": ["emma"]})] == ["a"]
+    assert tally.unmet == []
+
+
 def test_a_misspelt_field_is_found_early_and_at_the_end_of_a_short_source(jsonl):
     endless = jsonl([{"text": "a", "year": 1}] * 1000 + [{"text": 3}])  # the last row would be another error
     select = {"field": "yaer", "max": 1}
@@ -105,7 +117,7 @@ def test_compressed_files_are_read_and_a_cut_one_is_named(ending, tmp_path):
     rows = "".join(json.dumps({"text": f"{i} {'é' * (i % 7)}"}) + "\n" for i in range(500))
     path = compress(rows.encode(), tmp_path / f"rows.jsonl.{ending}")
     assert texts(path) == [f"{i} {'é' * (i % 7)}" for i in range(500)]
-    text = compress("a\r\nb".encode(), tmp_path / f"one.txt.{ending}")
+    text = compress(b"a\r\nb", tmp_path / f"one.txt.{ending}")
     assert texts(text, format="text") == ["a\nb"]
     path.write_bytes(path.read_bytes()[:-20])
     said = message(path)
@@ -124,8 +136,8 @@ def test_a_zip_gives_each_member_a_document_and_other_archives_are_refused(tmp_p
     for name in ("x.tar", "x.tar.gz", "x.tgz", "x.7z"):
         (tmp_path / name).write_bytes(b"x")
         assert message(tmp_path / name) == (
-            f"source 'made': {tmp_path}/{name}: this kind of archive is not read; unpack it, or use .gz, .bz2, .xz, .zst "
-            "or .zip"
+            f"source 'made': {tmp_path}/{name}: this kind of archive is not read; unpack it, or use .gz, .bz2, .xz, "
+            ".zst or .zip"
         )
 
 

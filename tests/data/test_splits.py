@@ -123,11 +123,11 @@ def message(**data) -> str:
 
 def test_lists_of_sources_that_cannot_be_meant_are_refused():
     a, b = {"name": "sotu"}, {"name": "sotu", "select": {"field": "year", "max": 2014}}
-    assert message(train=[a], valid={"v": []}) == "valid.v: an empty list; give it a source or leave it out"
-    assert message(train=[a, b, {**a, "weight": 2}]) == (
-        "train.2: source 'sotu' is there twice; give it once, with the weight of both"
-    )
-    assert message(train=[a], valid={"v": [b, b]}).startswith("valid.v.1: source 'sotu' is there twice")
+    assert message(train=[]) == "train: an empty list; give it a source or leave it out"
+    assert message(train=[a], valid={"w": [b], "v": []}) == ("valid.v: an empty list; give it a source or leave it out")
+    twice = "source 'sotu' is there twice; give it once, with the weight of both"
+    assert message(train=[a, b, {**a, "weight": 2}]) == f"train: {twice}"
+    assert message(train=[a], valid={"v": [b, b]}) == f"valid.v: {twice}"
     assert DataConfig.parse({"train": [a, b], "valid": {"v": [b], "w": [b]}})
     for weight in (0, -1):
         assert "greater than 0" in message(train=[{**a, "weight": weight}])
@@ -136,7 +136,7 @@ def test_lists_of_sources_that_cannot_be_meant_are_refused():
 def test_a_set_that_selects_nothing_is_refused_before_training(recipe, jsonl):
     source = {"name": "a", "format": "json", "path": str(jsonl([{"text": text, "y": 1} for text in make_texts(40)]))}
     nothing = {**source, "select": {"field": "y", "min": 2}}
-    with pytest.raises(ConfigError, match="^source 'a': empty corpus: no document has text and passes its select$"):
+    with pytest.raises(ConfigError, match=r"^source 'a': empty corpus: no document has text and passes its select$"):
         prepare(recipe([source], {"v": [nothing]}), quiet=True)
 
 

@@ -31,8 +31,8 @@ def selected(document: Document, select: "Select", position: float) -> bool:
         return (
             (select.min is None or _order(value, select.min) >= 0)
             and (select.max is None or _order(value, select.max) <= 0)
-            and (select.among is None or any(_same(value, one) for one in select.among))
-            and (select.exclude is None or not any(_same(value, one) for one in select.exclude))
+            and (select.among is None or any(same(value, one) for one in select.among))
+            and (select.exclude is None or not any(same(value, one) for one in select.exclude))
         )
     except TypeError:
         bounds = (select.min, select.max, *(select.among or ()), *(select.exclude or ()))
@@ -60,7 +60,8 @@ def _order(value: Any, bound: Any) -> int:
     return (value > bound) - (value < bound)
 
 
-def _same(value: Any, one: Any) -> bool:
+def same(value: Any, one: Any) -> bool:
+    """Whether a document's value is `one` of those that a recipe names."""
     return _order(value, one) == 0 if isinstance(value, date) else value == one
 
 
