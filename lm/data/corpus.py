@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..parts.errors import ConfigError, DataError, concerning
 from .document import Document
 from .find import files_below, find_files
 from .registered.sources import read
 from .rows import read_rows
-from .selection import field_of, same, selected
+from .selection import field_of, named, selected
 from .unpack import contents, readable
 
 if TYPE_CHECKING:
@@ -27,6 +27,12 @@ class Tally:
     without_field: int = 0
     mended: int = 0
     unmet: list[str | int] = field(default_factory=list)
+
+    def met(self, value: Any) -> None:
+        """Count what a document has in the field that select looks at."""
+        self.without_field += value is None
+        for one in named(value, self.unmet):
+            self.unmet.remove(one)
 
     def line(self, source: "SourceConfig") -> str:
         """In words: what was found, and what was left out or altered without being asked for."""
@@ -58,19 +64,19 @@ def documents(
     with concerning(f"source {source.name!r}"):
         for document in found:
             if source.max_bytes is not None and taken >= source.max_bytes:
+                tally.unmet = []  # what follows may have them
                 return
             if not document.text.strip():
                 tally.without_text += 1
                 continue
             document = _encodable(document, tally)
-            if source.select.field:
-                value = field_of(document, source.select.field)
-                tally.without_field += value is None
-                tally.unmet = [one for one in tally.unmet if not same(value, one)]
             position = 0.0
             if source.select.hash:
                 position = document.position if by_id else document.text_position
-            if selected(document, source.select, position):
+            chosen = selected(document, source.select, position)
+            if source.select.field:
+                tally.met(field_of(document, source.select.field))
+            if chosen:
                 taken += len(document.text.encode())
                 tally.documents += 1
                 yield document
@@ -96,9 +102,8 @@ def no_files(source: "SourceConfig") -> ConfigError:
     if source.format == "folder":
         return ConfigError(f"path={source.path}: no such .txt file below; correct the path")
     if Path(str(source.path)).expanduser().is_dir():
-        fix = (
-            "set format=folder" if source.format == "text" else f"name its files, e.g. {source.path}/*.{source.format}"
-        )
+        named_so = f"name its files, e.g. {source.path}/*.{source.format}"
+        fix = "set format=folder" if source.format == "text" else named_so
         return ConfigError(f"path={source.path}: a folder; {fix}")
     return ConfigError(f"path={source.path}: no such file; correct the path")
 

@@ -15,7 +15,7 @@ from ..run import latest_checkpoint
 from .inventory import Inventory
 from .overlap import overlaps
 from .packed import mixture_fingerprint
-from .preparation import Preparation, Prepared, Task
+from .preparation import Preparation, Prepared, Task, mixture_weights
 from .waiting import hold
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ def prepare(recipe: "Recipe", *, quiet: bool = False) -> Prepared:
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    mixture_weights(recipe.data.train, [1] * len(recipe.data.train))  # raises now what it would after hours of packing
     folder = Path(recipe.data.cache).expanduser() / "prepared"
     inventory = Inventory(folder)
-    work = Work(recipe, inventory, say)
+    work = Forms(recipe, inventory, say)
     found = work.finished() or _made(work, folder, console, say)
     if os.environ.get("RANK", "0") == "0":  # one process of a launch speaks
         for line in _notes(recipe.data, found, inventory):
@@ -46,8 +47,8 @@ def prepare(recipe: "Recipe", *, quiet: bool = False) -> Prepared:
     return found
 
 
-class Work:
-    """What is to be done: the data in its present form, or in that of a run that goes on and was trained on the old."""
+class Forms:
+    """The data in its present form, or in the old one where a run goes on that was trained on that."""
 
     def __init__(self, recipe: "Recipe", inventory: Inventory, say: Callable[[str], None]):
         self.new, self.old = (Preparation(recipe, inventory, say, old=old) for old in (False, True))
@@ -82,7 +83,7 @@ def _trained_on(recipe: "Recipe") -> str | None:
     return state.get("extra", {}).get("loader", {}).get("fingerprint")  # none of an imported model
 
 
-def _made(work: Work, folder: Path, console: Console, say: Callable[[str], None]) -> Prepared:
+def _made(work: Forms, folder: Path, console: Console, say: Callable[[str], None]) -> Prepared:
     """Make what is not finished, or wait for the process that does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,12 +99,12 @@ def _made(work: Work, folder: Path, console: Console, say: Callable[[str], None]
         if found:
             return found
         raise DataError(
-            f"data.cache: {error.filename or folder}: {error.strerror}; make room, or run `hybridlm prepare` where the "
-            "cache can be written to"
+            f"data.cache: {error.filename or folder}: {error.strerror or error}; make room, or run `hybridlm prepare` "
+            "where the cache can be written to"
         ) from None
 
 
-def _unwritten(work: Work) -> Prepared | None:
+def _unwritten(work: Forms) -> Prepared | None:
     """What is complete in a cache that cannot be written to, though the sources' files have to be read to know it."""
     work.new.inventory.writable = False
     work.new.learn()

@@ -31,8 +31,8 @@ def selected(document: Document, select: "Select", position: float) -> bool:
         return (
             (select.min is None or _order(value, select.min) >= 0)
             and (select.max is None or _order(value, select.max) <= 0)
-            and (select.among is None or any(same(value, one) for one in select.among))
-            and (select.exclude is None or not any(same(value, one) for one in select.exclude))
+            and (select.among is None or bool(named(value, select.among)))
+            and (select.exclude is None or not named(value, select.exclude))
         )
     except TypeError:
         bounds = (select.min, select.max, *(select.among or ()), *(select.exclude or ()))
@@ -60,9 +60,11 @@ def _order(value: Any, bound: Any) -> int:
     return (value > bound) - (value < bound)
 
 
-def same(value: Any, one: Any) -> bool:
-    """Whether a document's value is `one` of those that a recipe names."""
-    return _order(value, one) == 0 if isinstance(value, date) else value == one
+def named(value: Any, values: list[Any]) -> list[Any]:
+    """Those of `values`, which a recipe names, that a document's value is."""
+    if isinstance(value, date):
+        return [one for one in values if _order(value, one) == 0]
+    return [value] if value in values else []
 
 
 def _dates(value: date | str, bound: Any) -> tuple[Any, Any]:

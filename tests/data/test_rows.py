@@ -81,6 +81,9 @@ def test_a_value_that_select_names_and_no_document_has_is_said(jsonl):
     )
     assert [d.text for d in read(path, tally, select={"field": "title", "among": ["emma"]})] == ["a"]
     assert tally.unmet == []
+    jsonl([{"text": "b", "title": "persuasion"}] * 2)
+    read(path, tally, select=select, max_bytes=1)  # what is not read may have it
+    assert tally.unmet == []
 
 
 def test_a_misspelt_field_is_found_early_and_at_the_end_of_a_short_source(jsonl):
@@ -240,6 +243,8 @@ def test_documents_are_held_out_by_date_however_the_date_is_stored(tmp_path, jso
         assert chosen(field, min="2014-12-31 15:30:01") == DAYS[2:]
         assert chosen(field, among=["2014-12-31"]) == DAYS[1:2]
         assert chosen(field, exclude=["2014-12-31", date(2013, 1, 5)]) == DAYS[2:]
+    with pytest.raises(UserError, match=r"with 2014; write the bound as a date, e\.g\. 2014-12-31$"):
+        chosen("day", exclude=[2014])
     for bound in ("autumn", 2014):
         assert message(tmp_path / "a.parquet", format="parquet", select={"field": "day", "min": bound}) == (
             f"source 'made': select compares day=datetime.date(2013, 1, 5) of made/000000000 with {bound!r}; write the "

@@ -166,8 +166,8 @@ def test_a_run_that_goes_on_keeps_the_split_that_it_was_trained_on(recipe, jsonl
 
     new = prepare(split, quiet=True)
     with monkeypatch.context() as context:  # the form of before, as a run that begins would have it
-        context.setattr("hybridlm.lm.data.prepare.Work.finished", lambda self: None)
-        context.setattr("hybridlm.lm.data.prepare.Work.make", lambda self, task: self.old.make(task))
+        context.setattr("hybridlm.lm.data.prepare.Forms.finished", lambda self: None)
+        context.setattr("hybridlm.lm.data.prepare.Forms.make", lambda self, task: self.old.make(task))
         old = prepare(split, quiet=True)
     assert new.train[0].folder != old.train[0].folder and new.valid["v"][0].folder != old.valid["v"][0].folder
     assert sum(pack.n_documents for pack in (new.train[0], new.valid["v"][0])) == 90
