@@ -1,138 +1,158 @@
 """Documents of a recipe's source: registered packages, local files, or a hub data set that is streamed."""
 
 from collections.abc import Iterator
-from glob import glob
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..parts.errors import ConfigError, DataError
+from ..parts.errors import ConfigError, DataError, concerning
 from .document import Document
-from .registered.registries import sha256_of
-from .registered.sources import get_source, read
+from .find import files_below, find_files
+from .registered.sources import read
+from .rows import read_rows
+from .selection import field_of, named, selected
+from .unpack import contents, readable
 
 if TYPE_CHECKING:
-    from ..recipe.data import Select, SourceConfig
+    from ..recipe.data import SourceConfig
 
 
-def documents(source: "SourceConfig", cache: str | Path) -> Iterator[Document]:
+@dataclass
+class Tally:
+    """What reading a source came to."""
+
+    files: int = 0
+    documents: int = 0
+    without_text: int = 0
+    without_field: int = 0
+    mended: int = 0
+    unmet: list[str | int] = field(default_factory=list)
+
+    def met(self, value: Any) -> None:
+        """Count what a document has in the field that select looks at."""
+        self.without_field += value is None
+        for one in named(value, self.unmet):
+            self.unmet.remove(one)
+
+    def line(self, source: "SourceConfig") -> str:
+        """In words: what was found, and what was left out or altered without being asked for."""
+        found = [f"{self.files} files"] * bool(self.files) + [f"{self.documents} documents taken"]
+        notes = {
+            "skipped {} documents without text": self.without_text,
+            f"{{}} documents have no {source.select.field}": self.without_field,
+            "{} documents held half a surrogate pair, which became U+FFFD": self.mended,
+        }
+        said = [note.format(count) for note, count in notes.items() if count]
+        said += [f"no document has {source.select.field}={value!r}, which select names" for value in self.unmet]
+        return f"source {source.name!r}: " + ", ".join(found) + "".join(f"; {note}" for note in said)
+
+
+def documents(
+    source: "SourceConfig", cache: str | Path, tally: Tally | None = None, *, by_id: bool = False
+) -> Iterator[Document]:
     """Selected documents of `source` with stable ids, in a fixed order; documents without text are left out.
 
-    Raises ConfigError when the source holds none that is selected, or when a field that is asked for is missing.
+    `select.hash` looks at the id of a registered source's documents and at the text of others: names of files and
+    sources are free, and equal texts go together. by_id: at the id of all, as runs were trained once. `tally` is filled
+    on the way. Raises ConfigError when the source holds none that is selected, or no field that is asked for.
     """
+    tally = tally or Tally()
+    tally.unmet = [*(source.select.among or ()), *(source.select.exclude or ())]
+    by_id = by_id or source.format == "registered"
     taken = 0
-    for document in _all_documents(source, cache):
-        if source.max_bytes is not None and taken >= source.max_bytes:
-            return
-        if document.text.strip() and selected(document, source.select, source.name):
-            taken += len(document.text.encode())
-            yield document
-    if not taken:
-        raise ConfigError(f"source {source.name!r}: empty corpus: no document has text and passes its select")
+    found = read(source.name, cache) if source.format == "registered" else _documents(source, tally)
+    with concerning(f"source {source.name!r}"):
+        for document in found:
+            if source.max_bytes is not None and taken >= source.max_bytes:
+                tally.unmet = []  # what follows may have them
+                return
+            if not document.text.strip():
+                tally.without_text += 1
+                continue
+            document = _encodable(document, tally)
+            position = 0.0
+            if source.select.hash:
+                position = document.position if by_id else document.text_position
+            chosen = selected(document, source.select, position)
+            if source.select.field:
+                tally.met(field_of(document, source.select.field))
+            if chosen:
+                taken += len(document.text.encode())
+                tally.documents += 1
+                yield document
+        if not taken:
+            raise ConfigError("empty corpus: no document has text and passes its select")
 
 
-def selected(document: Document, select: "Select", source: str) -> bool:
-    """Whether all conditions hold; min and max are inclusive, the hash interval is [lo, hi)."""
-    if select.hash is not None and not select.hash[0] <= document.position < select.hash[1]:
-        return False
-    if select.field is None:
-        return True
-    value = _field(document, select.field, source)
-    try:
-        return (
-            (select.min is None or value >= select.min)
-            and (select.max is None or value <= select.max)
-            and (select.among is None or value in select.among)
-            and (select.exclude is None or value not in select.exclude)
-        )
-    except TypeError:
-        bound = select.min if select.min is not None else select.max
-        raise ConfigError(
-            f"source {source!r}: select compares {select.field}={value!r} of {document.id} with {bound!r}; "
-            "write the bound in the field's type"
-        ) from None
-
-
-def _field(document: Document, field: str, source: str) -> Any:
-    if field == "id":
-        return document.id
-    if field not in document.meta:
-        known = ", ".join(sorted({"id", *document.meta}))
-        raise ConfigError(f"source {source!r}: select.field={field!r} is not in {document.id}; its fields: {known}")
-    return document.meta[field]
-
-
-def content_key(source: "SourceConfig") -> list[str]:
-    """What the source's documents depend on, besides its options: pinned or computed file hashes.
-
-    A hub data set has no hash here: its name stands for it.
-    """
-    if source.format == "registered":
-        return [get_source(source.name).pin.sha256]
-    if source.format == "hub":
-        return [str(source.path)]
-    return [f"{path.name}:{sha256_of(path)}" for path in _files(source)]
-
-
-def _all_documents(source: "SourceConfig", cache: str | Path) -> Iterator[Document]:
-    if source.format == "registered":
-        return read(source.name, cache)
-    if source.format in ("text", "folder"):
-        return _text_files(source)
-    return _rows(source)
-
-
-def _files(source: "SourceConfig") -> list[Path]:
-    """Files that `path` names: one file, a glob, or for format=folder every .txt below it; sorted."""
+def files_of(source: "SourceConfig") -> list[Path]:
+    """The files that `path` names, sorted: one, a pattern's, or for format=folder every .txt below it; maybe none."""
     path = Path(str(source.path)).expanduser()
+    return files_below(path, ".txt") if source.format == "folder" else find_files(path)
+
+
+def name_of(source: "SourceConfig", path: Path) -> str:
+    """What a file is called within its source: its path below the folder, or its name."""
     if source.format == "folder":
-        found = sorted(path.rglob("*.txt"))
-    else:
-        found = sorted(file for name in glob(str(path), recursive=True) if (file := Path(name)).is_file())
-    if not found:
-        kind = ".txt file below" if source.format == "folder" else "file"
-        raise ConfigError(f"source {source.name!r}: path={source.path}: no such {kind}; correct the path")
-    return found
+        return path.relative_to(Path(str(source.path)).expanduser()).as_posix()
+    return path.name
 
 
-def _text_files(source: "SourceConfig") -> Iterator[Document]:
-    """One document per file; its id is the path below the folder, or the file's name."""
-    root = Path(str(source.path)).expanduser()
-    for path in _files(source):
-        name = path.relative_to(root).as_posix() if source.format == "folder" else path.name
-        try:
-            yield Document(f"{source.name}/{name}", path.read_text(encoding="utf-8"), {"file": name})
-        except UnicodeDecodeError as error:
-            raise DataError(f"source {source.name!r}: {path} is not UTF-8 ({error.reason}); convert it") from None
+def no_files(source: "SourceConfig") -> ConfigError:
+    """What to say when `files_of` finds nothing."""
+    if source.format == "folder":
+        return ConfigError(f"path={source.path}: no such .txt file below; correct the path")
+    if Path(str(source.path)).expanduser().is_dir():
+        named_so = f"name its files, e.g. {source.path}/*.{source.format}"
+        fix = "set format=folder" if source.format == "text" else named_so
+        return ConfigError(f"path={source.path}: a folder; {fix}")
+    return ConfigError(f"path={source.path}: no such file; correct the path")
 
 
-def _rows(source: "SourceConfig") -> Iterator[Document]:
-    """One document per row of JSON, JSON lines, Parquet or a hub data set, read as a stream; other columns are meta."""
-    for index, row in enumerate(_stream(source)):
-        if not isinstance(row.get(source.text_field), str):
-            columns = ", ".join(sorted(row))
-            raise ConfigError(
-                f"source {source.name!r}: row {index} has no text in text_field={source.text_field!r}; "
-                f"columns: {columns}"
-            )
+def _documents(source: "SourceConfig", tally: Tally) -> Iterator[Document]:
+    files = files_of(source) if source.format != "hub" else []
+    if not files and source.format != "hub":
+        raise no_files(source)
+    tally.files = len(files)
+    yield from _text_files(source, files) if source.format in ("text", "folder") else _rows(source, files)
+
+
+def _text_files(source: "SourceConfig", files: list[Path]) -> Iterator[Document]:
+    """One document per file; its id is the path below the folder, or the file's name.
+
+    A byte order mark and carriage returns at the ends of lines frame the text and are no part of it.
+    """
+    for path in files:
+        with readable(path):
+            for name, file in contents(path):
+                name = name_of(source, path) + name.removeprefix(path.name)  # a member of a .zip stands behind it
+                try:
+                    text = file.read().decode("utf-8-sig")
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path} is not UTF-8 ({error.reason}); convert it") from None
+                text = text.replace("\r\n", "\n").replace("\r", "\n")
+                yield Document(f"{source.name}/{name}", text, {"file": name})
+
+
+def _rows(source: "SourceConfig", files: list[Path]) -> Iterator[Document]:
+    """One document per row; other columns are meta. A row without an id goes by its number."""
+    for index, row in enumerate(read_rows(source, files)):
         text = row.pop(source.text_field)
-        yield Document(f"{source.name}/{row.get('id', f'{index:09d}')}", text, row)
+        if text is not None and not isinstance(text, str):
+            raise ConfigError(
+                f"row {index} has {type(text).__name__} in text_field={source.text_field!r}; name the field of the text"
+            )
+        id = row.get("id")
+        yield Document(f"{source.name}/{f'{index:09d}' if id is None else id}", text or "", row)
 
 
-def _stream(source: "SourceConfig") -> Iterator[dict[str, Any]]:
-    import datasets
-
+def _encodable(document: Document, tally: Tally) -> Document:
+    """The document; JSON can hold half a surrogate pair, which no UTF-8 has: U+FFFD stands for it."""
+    if document.text.isascii():
+        return document
     try:
-        if source.format == "hub":
-            name, _, config = str(source.path).partition(":")
-            rows = datasets.load_dataset(name, config or None, split=source.split, streaming=True)
-        else:
-            files = [str(path) for path in _files(source)]
-            rows = datasets.load_dataset(source.format, data_files=files, split="train", streaming=True)
-        for row in rows:
-            yield dict(row)
-    except ConfigError:
-        raise
-    except Exception as error:  # the library raises dozens of types, of its own and of HTTP clients
-        reason = " ".join(str(error).split()) or type(error).__name__
-        fix = "; check the network, or give local files with format=parquet" if source.format == "hub" else ""
-        raise DataError(f"source {source.name!r}: cannot read {source.path}: {reason}{fix}") from None
+        document.text.encode()
+    except UnicodeEncodeError:
+        tally.mended += 1
+        text = document.text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return Document(document.id, text, document.meta)
+    return document

@@ -9,9 +9,8 @@ import torch
 
 from ...kernels.shared.sequences import Sequences
 from ..parts.errors import ConfigError
-from .document import digest
 from .mixture import Mixture
-from .packed import PackedDataset
+from .packed import PackedDataset, mixture_fingerprint
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Loader:
         self.datasets, self.context, self.batch, self.micro_batch = list(datasets), context, batch, micro_batch
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.mixture = Mixture([dataset.n_tokens // context for dataset in datasets], weights, seed)
-        self.fingerprint = digest([dataset.fingerprint for dataset in datasets], [float(w) for w in weights])
+        self.fingerprint = mixture_fingerprint(datasets, weights)
         self.sequences = 0
 
     def next_step(self) -> list[Batch]:

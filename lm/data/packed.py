@@ -1,19 +1,29 @@
 """Reading a pack: tokens by position across shards, documents by offset."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..parts.errors import DataError
+from .document import digest
 
-INDEX = "index.json"
+INDEX, HASHES = "index.json", "hashes.npy"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """The narrowest type that holds the ids 0 ... vocab_size - 1: uint16 up to 65536 tokens, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def document_hashes(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """A hash of each document's tokens, uint64 [documents]: equal for equal texts under one tokenizer."""
+    ends = np.cumsum(lengths)
+    parts = (tokens[end - length : end].tobytes() for end, length in zip(ends.tolist(), lengths.tolist(), strict=True))
+    return np.frombuffer(b"".join(hashlib.blake2b(part, digest_size=8).digest() for part in parts), dtype="<u8")
 
 
 class PackedDataset:
@@ -56,6 +66,18 @@ class PackedDataset:
         """UTF-8 bytes of each document's text, int64 [n_documents]."""
         return np.load(self.folder / "documents.npy")[:, 1]
 
+    @cached_property
+    def doc_hashes(self) -> np.ndarray:
+        """`document_hashes` of the whole pack; formed anew for a pack that was made before they were kept."""
+        if (self.folder / HASHES).is_file():
+            return np.load(self.folder / HASHES)
+        lengths, first, parts = np.diff(self.doc_offsets), 0, []
+        for shard, end in zip(self._shards, self._starts[1:], strict=True):
+            last = int(np.searchsorted(self.doc_offsets, end))  # documents do not cross shards
+            parts.append(document_hashes(np.memmap(shard, self.dtype, "r"), lengths[first:last]))
+            first = last
+        return np.concatenate(parts)
+
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens of positions start ... stop - 1 as int64 [stop - start]; raises IndexError outside the stream."""
         if not 0 <= start <= stop <= self.n_tokens:
@@ -87,3 +109,8 @@ def _check(shard: Path, n_bytes: int) -> None:
     found = shard.stat().st_size
     if found != n_bytes:
         raise DataError(f"pack {shard.parent}: {shard.name} has {found} bytes instead of {n_bytes}; {fix}")
+
+
+def mixture_fingerprint(datasets: Sequence[PackedDataset], weights: Sequence[float]) -> str:
+    """What a loader's position is a position in: the packs and their shares. Checkpoints keep it."""
+    return digest([dataset.fingerprint for dataset in datasets], [float(weight) for weight in weights])

@@ -1,8 +1,9 @@
 """Documents -> memory-mapped token shards. Every document is [bos] + ids + [eos].
 
 A pack is a folder: `shard-00000.bin` and so on hold the tokens, `documents.npy` [documents, 2] each document's tokens
-and UTF-8 bytes, `index.json` the rest. The index is written last and makes the pack complete. Until then each finished
-shard has its own `.npy` beside it, and an interrupted packing goes on behind the finished ones.
+and UTF-8 bytes, `hashes.npy` a hash of its tokens, `index.json` the rest. The index is written last and makes the pack
+complete. Until then each finished shard has its own `.npy` beside it, and an interrupted packing goes on behind the
+finished ones.
 """
 
 import json
@@ -20,7 +21,7 @@ import numpy as np
 from ..parts.errors import DataError
 from .document import Document
 from .files import atomic, write_atomically
-from .packed import INDEX, PackedDataset, token_dtype
+from .packed import HASHES, INDEX, PackedDataset, document_hashes, token_dtype
 from .tokenizer import Tokenizer
 
 __all__ = ["FORMAT", "PackedDataset", "is_packed", "pack", "write_shard"]
@@ -74,9 +75,11 @@ def write_shard(tokenizer: Tokenizer, texts: list[str], path: Path) -> int:
         raise DataError(
             f"tokenizer: gave id {tokens.max()}, but declares {tokenizer.vocab_size} tokens; replace its damaged file"
         )
-    write_atomically(path, tokens.astype(dtype).tobytes())
+    tokens, lengths = tokens.astype(dtype), np.array([len(ids) for ids in documents], dtype=np.int64)
+    write_atomically(path, tokens.tobytes())
+    hashes = document_hashes(tokens, lengths).view(np.int64)
     with atomic(path.with_suffix(".npy")) as file:
-        np.save(file, np.array([list(map(len, documents)), n_bytes], dtype=np.int64).T)
+        np.save(file, np.array([lengths, n_bytes, hashes], dtype=np.int64).T)
     return sum(n_bytes)
 
 
@@ -103,16 +106,19 @@ def _start(folder: Path, fingerprint: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / "fingerprint"
     if not mark.is_file() or mark.read_text() != fingerprint:
-        for old in (folder / INDEX, *folder.glob("shard-*")):
+        for old in (folder / INDEX, folder / HASHES, *folder.glob("shard-*")):
             old.unlink(missing_ok=True)
         write_atomically(mark, fingerprint.encode())
+    for leftover in folder.glob(".*-*"):
+        leftover.unlink(missing_ok=True)  # half a file of a process that was killed
 
 
 def _is_done(path: Path, dtype: np.dtype) -> bool:
     documents = path.with_suffix(".npy")
     if not (path.is_file() and documents.is_file()):
         return False
-    return path.stat().st_size == int(np.load(documents)[:, 0].sum()) * dtype.itemsize
+    found = np.load(documents)
+    return found.shape[1] == 3 and path.stat().st_size == int(found[:, 0].sum()) * dtype.itemsize
 
 
 def _run(
@@ -158,9 +164,11 @@ def _collect(running: set[Future[int]], advance: Callable[[int], None]) -> set[F
 
 
 def _finish(folder: Path, shards: list[Path], tokenizer: Tokenizer, fingerprint: str) -> None:
-    documents = [np.load(shard.with_suffix(".npy")) for shard in shards]
+    documents = [np.load(shard.with_suffix(".npy")) for shard in shards]  # [documents, 3]: tokens, bytes, hash
     with atomic(folder / "documents.npy") as file:
-        np.save(file, np.concatenate(documents))
+        np.save(file, np.concatenate([part[:, :2] for part in documents]))
+    with atomic(folder / HASHES) as file:
+        np.save(file, np.concatenate([part[:, 2] for part in documents]).view(np.uint64))
     index = {
         "fingerprint": fingerprint,
         "tokenizer": tokenizer.fingerprint,

@@ -1,174 +1,132 @@
 """Everything a recipe's data needs, done once: tokenizer, packed training sources, packed validation sets."""
 
-import heapq
-import re
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from ..parts.errors import ConfigError, DataError
+from ..parts.errors import DataError
 from ..parts.terminal import PlainConsole, shown
-from .corpus import content_key, documents
-from .document import Document, digest
-from .packed import PackedDataset
-from .packing import FORMAT, is_packed, pack
-from .tokenizer import Tokenizer, train_tokenizer
+from ..run import latest_checkpoint
+from .inventory import Inventory
+from .overlap import overlaps
+from .packed import mixture_fingerprint
+from .preparation import Preparation, Prepared, Task, mixture_weights
+from .waiting import hold
 
 if TYPE_CHECKING:
-    from ..recipe.data import DataConfig, SourceConfig
+    from ..recipe.data import DataConfig
     from ..recipe.recipe import Recipe
 
-LOCK_SECONDS = 3600.0
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe's data, ready to train on. weights[i] is the share of the mixture that train[i] has; they sum to 1."""
-
-    tokenizer: Tokenizer
-    train: list[PackedDataset]
-    weights: list[float]
-    valid: dict[str, list[PackedDataset]]
-    folder: Path
+__all__ = ["Prepared", "prepare"]
 
 
 def prepare(recipe: "Recipe", *, quiet: bool = False) -> Prepared:
     """Fetch, train or load the tokenizer, and pack, below {data.cache}/prepared; what is there already is kept.
 
-    Processes that call it at once wait for one of them to do the work. Raises ConfigError or DataError, one line each.
+    What is finished is opened without a lock or a write, and without reading a source's files. Else one of the
+    processes that call this at once does the work and the others wait. Raises ConfigError or DataError, one line each.
     """
-    data = recipe.data
-    folder = Path(data.cache).expanduser() / "prepared"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder / ".lock"), _progress(quiet) as task:
-        tokenizer = _tokenizer(data, recipe.model.vocab_size, folder, task)
-        train = [_packed(source, data, tokenizer, folder, task) for source in data.train]
-        valid = {
-            name: [_packed(source, data, tokenizer, folder, task) for source in sources]
-            for name, sources in data.valid.items()
-        }
-    return Prepared(tokenizer, train, mixture_weights(data.train, [d.n_tokens for d in train]), valid, folder)
+    console = PlainConsole(stderr=True, quiet=quiet)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    mixture_weights(recipe.data.train, [1] * len(recipe.data.train))  # raises now what it would after hours of packing
+    folder = Path(recipe.data.cache).expanduser() / "prepared"
+    inventory = Inventory(folder)
+    work = Forms(recipe, inventory, say)
+    found = work.finished() or _made(work, folder, console, say)
+    if os.environ.get("RANK", "0") == "0":  # one process of a launch speaks
+        for line in _notes(recipe.data, found, inventory):
+            say(line)
+    return found
 
 
-def mixture_weights(sources: "list[SourceConfig]", n_tokens: list[int]) -> list[float]:
-    """Shares that sum to 1: the given weights, and what they leave in proportion to tokens.
+class Forms:
+    """The data in its present form, or in the old one where a run goes on that was trained on that."""
 
-    When every source has a weight they are normalised. Raises ConfigError when some are given and leave nothing.
-    """
-    given = sum(source.weight or 0.0 for source in sources)
-    if all(source.weight is not None for source in sources):
-        return [(source.weight or 0.0) / given for source in sources]
-    if given >= 1:
-        raise ConfigError(
-            f"data.train: the weights given sum to {given:g} and leave nothing for the sources without one; "
-            "give weights below 1 in sum, or one to every source"
-        )
-    rest = sum(n for n, source in zip(n_tokens, sources, strict=True) if source.weight is None)
-    return [
-        source.weight if source.weight is not None else (1 - given) * n / rest
-        for n, source in zip(n_tokens, sources, strict=True)
-    ]
+    def __init__(self, recipe: "Recipe", inventory: Inventory, say: Callable[[str], None]):
+        self.new, self.old = (Preparation(recipe, inventory, say, old=old) for old in (False, True))
+        self.trained_on = _trained_on(recipe)
 
+    def finished(self) -> Prepared | None:
+        """What is complete already."""
+        found = self.new.open()
+        if self.trained_on is None or (found and self._fits(found)):
+            return found
+        before = self.old.open()
+        return before if before and self._fits(before) else before and found
 
-def _packed(
-    source: "SourceConfig", data: "DataConfig", tokenizer: Tokenizer, folder: Path, task: "Task"
-) -> PackedDataset:
-    fingerprint = digest(FORMAT, _source_key(source), tokenizer.packing_fingerprint)
-    target = folder / (re.sub(r"[^\w.-]+", "_", source.name) + f"-{fingerprint[:12]}")
-    if not is_packed(target, fingerprint):
-        advance = task(f"packing {source.name}")
-        found = documents(source, data.cache)
-        pack(found, tokenizer, target, fingerprint=fingerprint, workers=data.workers, advance=advance)
-    return PackedDataset(target)
+    def make(self, task: Task) -> Prepared:
+        """Do what is not finished. Data that fit the run in no form are left for the loader to refuse."""
+        made = self.new.make(task)
+        if self.trained_on is None or self._fits(made) or not self.old.differs(self.new):
+            return made
+        before = self.old.make(task)
+        return before if self._fits(before) else made
+
+    def _fits(self, found: Prepared) -> bool:
+        return mixture_fingerprint(found.train, found.weights) == self.trained_on
 
 
-def _source_key(source: "SourceConfig") -> list[object]:
-    """What a source's documents depend on; where its files lie and its share of the mixture do not matter."""
-    return [source.model_dump(exclude={"weight", "path"}), content_key(source)]
+def _trained_on(recipe: "Recipe") -> str | None:
+    """The fingerprint of the mixture that the run's newest checkpoint was trained on; None of a run that begins."""
+    newest = latest_checkpoint(recipe.run_folder() / "checkpoints")
+    if newest is None or not (newest / "state.json").is_file():
+        return None
+    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    return state.get("extra", {}).get("loader", {}).get("fingerprint")  # none of an imported model
 
 
-def _tokenizer(data: "DataConfig", vocab_size: int, folder: Path, task: "Task") -> Tokenizer:
-    if data.tokenizer.kind == "file":
-        tokenizer = Tokenizer.load(str(data.tokenizer.path)).for_training(data.tokenizer.special_text)
-        if tokenizer.vocab_size > vocab_size:
-            raise ConfigError(
-                f"model.vocab_size={vocab_size}: {data.tokenizer.path} has {tokenizer.vocab_size} tokens; "
-                f"set model.vocab_size={tokenizer.vocab_size} or more"
-            )
-        return tokenizer
-    max_bytes = data.tokenizer.max_bytes
-    key = digest(FORMAT, [_source_key(source) for source in data.train], max_bytes, vocab_size)
-    target = folder / f"tokenizer-{key[:12]}"
-    if not (target / "tokenizer.model").is_file():
-        advance = task("reading text for the tokenizer")
-        samples = [_sample(documents(source, data.cache), max_bytes, advance) for source in data.train]
-        texts = spread(samples, max_bytes)
-        task("training the tokenizer")
-        train_tokenizer(texts, vocab_size).save(target)
-    return Tokenizer.load(target)
-
-
-def _sample(found: Iterator[Document], max_bytes: int, advance: Callable[[int], None]) -> list[str]:
-    """Texts of a random sample of at least `max_bytes`, or all: the documents that come first by hash of their id."""
-    kept: list[tuple[float, str, str]] = []  # heap, the largest hash on top
-    size = 0
-    for document in found:
-        n_bytes = len(document.text.encode())
-        advance(n_bytes)
-        heapq.heappush(kept, (-document.position, document.id, document.text))
-        size += n_bytes
-        while size - (last := len(kept[0][2].encode())) >= max_bytes:
-            heapq.heappop(kept)
-            size -= last
-    return [text for _, _, text in sorted(kept, reverse=True)]
-
-
-def spread(samples: list[list[str]], max_bytes: int) -> Iterator[str]:
-    """Texts of at most `max_bytes` in all, the same number from each sample as far as it goes; the last one is cut."""
-    sizes = [sum(len(text.encode()) for text in texts) for texts in samples]
-    left, quotas = max_bytes, {}
-    for rank, index in enumerate(
-        sorted(range(len(samples)), key=sizes.__getitem__)
-    ):  # small samples leave more to others
-        quotas[index] = min(sizes[index], left // (len(samples) - rank))
-        left -= quotas[index]
-    for index, texts in enumerate(samples):
-        quota = quotas[index]
-        for text in texts:
-            raw = text.encode()[:quota]
-            quota -= len(raw)
-            if raw:
-                yield raw.decode(errors="ignore")
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock file; the system frees it when its holder ends, however that ends."""
-    lock = FileLock(path)
+def _made(work: Forms, folder: Path, console: Console, say: Callable[[str], None]) -> Prepared:
+    """Make what is not finished, or wait for the process that does."""
     try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(0, "it cannot be written to", str(folder))
+        first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
+        with hold(folder / ".lock", say if first_of_node else lambda line: None), _progress(console) as task:
+            work.new.inventory.reload()
+            work.new.learn(task("reading files that are new"))
+            return work.finished() or work.make(task)
+    except OSError as error:
+        found = _unwritten(work)
+        if found:
+            return found
         raise DataError(
-            f"prepare: another process has held {path} for {LOCK_SECONDS:.0f} s; wait until it ends, then run "
-            "`hybridlm prepare` by itself before training"
+            f"data.cache: {error.filename or folder}: {error.strerror or error}; make room, or run `hybridlm prepare` "
+            "where the cache can be written to"
         ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
-Task = Callable[[str], Callable[[int], None]]
-"""Starts a line of progress and returns what advances it by bytes."""
+def _unwritten(work: Forms) -> Prepared | None:
+    """What is complete in a cache that cannot be written to, though the sources' files have to be read to know it."""
+    work.new.inventory.writable = False
+    work.new.learn()
+    return work.finished()
+
+
+def _notes(data: "DataConfig", prepared: Prepared, inventory: Inventory) -> Iterator[str]:
+    for name, path in inventory.gone.items():
+        yield f"{name}: no file at {path} any more; what was made of it before is used"
+    train = [(source.name, dataset) for source, dataset in zip(data.train, prepared.train, strict=True)]
+    for name, sources in data.valid.items():
+        held = [(source.name, dataset) for source, dataset in zip(sources, prepared.valid[name], strict=True)]
+        for valid_source, train_source, both, of in overlaps(train, held):
+            yield (
+                f"warning: validation set {name!r}: {both} of the {of} documents of source {valid_source!r} are also in"
+                f" training source {train_source!r}; their loss is too low: select others for one of the two"
+            )
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Task]:
+def _progress(console: Console) -> Iterator[Task]:
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -176,7 +134,7 @@ def _progress(quiet: bool) -> Iterator[Task]:
         TransferSpeedColumn(),
         TimeElapsedColumn(),
     ]
-    with Progress(*columns, console=PlainConsole(stderr=True), disable=quiet) as progress:
+    with Progress(*columns, console=console, disable=console.quiet) as progress:
 
         def task(description: str) -> Callable[[int], None]:
             line = progress.add_task(shown(description), total=None)

@@ -1,8 +1,9 @@
 """The recipe's `data` section: training mixture, validation sets, tokenizer."""
 
-from typing import Literal, Self
+from datetime import date
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ..parts.strict import Strict
 
@@ -15,7 +16,17 @@ class Select(Strict):
     max: int | float | str | None = None
     among: list[str | int] | None = None
     exclude: list[str | int] | None = None
-    hash: tuple[float, float] | None = Field(default=None, description="[lo, hi) of the document id's hash, in [0, 1]")
+    hash: tuple[float, float] | None = Field(
+        default=None, description="[lo, hi) of the text's hash, of a registered source's id's, in [0, 1]"
+    )
+
+    @field_validator("min", "max", "among", "exclude", mode="before")
+    @classmethod
+    def _dates_as_text(cls, value: Any) -> Any:
+        """YAML makes dates of 2014-12-31."""
+        if isinstance(value, list):
+            return [cls._dates_as_text(one) for one in value]
+        return value.isoformat() if isinstance(value, date) else value
 
     @model_validator(mode="after")
     def _field_given(self) -> Self:
@@ -70,11 +81,26 @@ class TokenizerConfig(Strict):
         return self
 
 
+def _given_once(sources: list[SourceConfig]) -> list[SourceConfig]:
+    if not sources:
+        raise ValueError("an empty list; give it a source or leave it out")
+    seen: set[str] = set()
+    for source in sources:
+        key = source.model_dump_json(exclude={"weight"})
+        if key in seen:
+            raise ValueError(f"source {source.name!r} is there twice; give it once, with the weight of both")
+        seen.add(key)
+    return sources
+
+
+Sources = Annotated[list[SourceConfig], AfterValidator(_given_once)]
+
+
 class DataConfig(Strict):
     """Training mixture, fixed validation sets, tokenizer."""
 
-    train: list[SourceConfig] = Field(min_length=1)
-    valid: dict[str, list[SourceConfig]] = Field(default_factory=dict, description="named validation sets, never mixed")
+    train: Sources
+    valid: dict[str, Sources] = Field(default_factory=dict, description="named validation sets, never mixed")
     tokenizer: TokenizerConfig = TokenizerConfig()
     cache: str = Field(default="~/.cache/hybridlm", description="folder for downloads and prepared shards")
     workers: int = Field(default=2, gt=0)

@@ -1,15 +1,20 @@
 import multiprocessing
 import random
+import re
+import socket
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from hybridlm.lm.data import prepare as module
+from hybridlm.lm.data import preparation, waiting
 from hybridlm.lm.data.packing import pack
-from hybridlm.lm.data.prepare import mixture_weights, prepare, spread
-from hybridlm.lm.parts.errors import ConfigError, DataError
+from hybridlm.lm.data.preparation import mixture_weights
+from hybridlm.lm.data.prepare import prepare
+from hybridlm.lm.data.sample import sample, spread
+from hybridlm.lm.data.waiting import hold
+from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.data import SourceConfig
 from hybridlm.lm.recipe.recipe import Recipe
 
@@ -97,21 +102,21 @@ def test_the_sample_is_random_and_bounded(recipe):
     from hybridlm.lm.data.document import Document
 
     found = [Document(f"d/{i}", "x" * 99 + "\n") for i in range(100)]
-    kept = module._sample(iter(found), 1000, lambda n: None)
-    shuffled = module._sample(iter(random.Random(1).sample(found, 100)), 1000, lambda n: None)
+    kept = sample(iter(found), 1000, lambda n: None)
+    shuffled = sample(iter(random.Random(1).sample(found, 100)), 1000, lambda n: None)
     assert kept == shuffled and len(kept) == 10
-    assert len(module._sample(iter(found), 10**6, lambda n: None)) == 100
+    assert len(sample(iter(found), 10**6, lambda n: None)) == 100
 
 
 def _prepare_and_log(recipe, log: Path) -> None:
-    train_tokenizer = module.train_tokenizer
+    train_tokenizer = preparation.train_tokenizer
 
     def logged(*args):
         with log.open("a") as file:
             file.write("trained\n")
         return train_tokenizer(*args)
 
-    module.train_tokenizer = logged
+    preparation.train_tokenizer = logged
     prepare(recipe, quiet=True)
 
 
@@ -136,12 +141,11 @@ class Stuck:
 
 
 def _pack_forever(folder: Path) -> None:
-    with module._lock(folder / ".lock"):
+    with hold(folder / ".lock", print):
         pack(make_documents(1), Stuck(), folder / "p", fingerprint="f", workers=2)
 
 
-def test_workers_of_a_killed_process_end_and_free_its_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LOCK_SECONDS", 20)
+def test_workers_of_a_killed_process_end_and_free_its_lock(tmp_path):
     killed = multiprocessing.get_context("fork").Process(target=_pack_forever, args=(tmp_path,))
     killed.start()
     deadline = time.monotonic() + 20
@@ -151,30 +155,45 @@ def test_workers_of_a_killed_process_end_and_free_its_lock(tmp_path, monkeypatch
     workers = psutil.Process(killed.pid).children()
     killed.kill()
     killed.join()
-    with module._lock(tmp_path / ".lock"):
+    with hold(tmp_path / ".lock", print):
         assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=10)[1]
 
 
-def _hold(path: Path, held) -> None:
-    with module._lock(path):
+def _hold(path: Path, held, done) -> None:
+    with hold(path, print):
         held.set()
-        time.sleep(60)
+        done.wait(60)
 
 
-def test_a_held_lock_times_out_and_a_dead_holder_frees_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LOCK_SECONDS", 0.2)
+def test_who_waits_says_for_whom_and_never_gives_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(waiting, "SECONDS", 0.05)
     fork = multiprocessing.get_context("fork")
-    held, path = fork.Event(), tmp_path / ".lock"
-    holder = fork.Process(target=_hold, args=(path, held))
+    held, done, path = fork.Event(), fork.Event(), tmp_path / ".lock"
+    holder = fork.Process(target=_hold, args=(path, held, done))
     holder.start()
     assert held.wait(30)
-    with pytest.raises(DataError) as error, module._lock(path):
-        pass
-    assert str(error.value) == (
-        f"prepare: another process has held {path} for 0 s; wait until it ends, then run "
-        "`hybridlm prepare` by itself before training"
-    )
+    said = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 5:
+            done.set()
+
+    with hold(path, say):
+        assert len(said) >= 5
+    words = re.fullmatch(r"waiting for process (\d+) on (\S+), at work since [\d: -]+, which holds (.+)", said[0])
+    assert words and words.groups() == (str(holder.pid), socket.gethostname(), str(path))
+    holder.join(30)
+
+
+def test_a_dead_holder_frees_the_lock(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    held, path = fork.Event(), tmp_path / ".lock"
+    holder = fork.Process(target=_hold, args=(path, held, fork.Event()))
+    holder.start()
+    assert held.wait(30)
     holder.kill()
     holder.join()
-    with module._lock(path):
+    with hold(path, print):
         pass
+    assert not (tmp_path / ".lock-holder").exists()

@@ -171,14 +171,17 @@ def test_an_old_run_goes_on_with_the_losses_that_it_would_have_had(moved):
 
 
 def test_the_corpus_is_prepared_to_the_same_tokenizer_and_packs(moved):
-    """Names hold fingerprints, so equal names and bytes mean that every run's prepared data is found again."""
+    """Names hold fingerprints, so equal names and bytes mean that every run's prepared data is found again.
+
+    More may lie beside: hashes of documents, and the packs of a run that would begin today, which splits by text.
+    """
 
     def files(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/*")}
 
     shutil.rmtree(moved / "cache")
     hybridlm("prepare", "hybrid/recipe.yaml", cwd=moved)
-    assert files(moved / "cache" / "prepared") == files(OLD / "cache" / "prepared")
+    assert files(moved / "cache" / "prepared").items() >= files(OLD / "cache" / "prepared").items()
 
 
 EXPORTS = {"as-hybridlm": "logits", "as-llama": "as-llama", "other-mixers": "other-mixers"}
