@@ -3,9 +3,10 @@
 import errno
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -240,20 +241,55 @@ def _budget(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
+KEPT = {
+    "train": "what was saved is kept; the same command goes on from there",
+    "prepare": "what is packed is kept; the same command goes on",
+    "eval": "what is measured and answered is kept; the same command goes on",
+    "fetch": "files that are whole are kept; the same command goes on",
+    "synthetic": "finished runs are kept; the same command goes on",
+    "mqar": "finished runs are kept; the same command goes on",
+    "convert": "nothing was made",
+    "export": "nothing was made",
+}
+"""What a verb that is interrupted leaves."""
+
+
 def main() -> None:
-    """Entry point: a problem the user can fix is one line on stderr and exit code 1, not a traceback."""
+    """Entry point: a problem the user can fix is one line on stderr and exit code 1, not a traceback.
+
+    A signal is one line too, its code 128 and its number. Of several processes of a launch the first one speaks.
+    """
     from ..lm.parts.errors import UserError
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except UserError as error:
-        print(f"hybridlm: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(error, str(error), error.code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"hybridlm: {error.filename or 'disk'}: {error.strerror}; free some and repeat", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("hybridlm: interrupted; the same command goes on from the latest checkpoint", file=sys.stderr)
-        sys.exit(130)
+        _end(error, f"{error.filename or 'disk'}: {error.strerror}; free some and repeat", 1)
+    except SystemExit as end:  # typer makes one of KeyboardInterrupt
+        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and _first():
+            verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+            name = "interrupted" if end.code == 128 + signal.SIGINT else "terminated"
+            print(f"hybridlm: {name}" + (f"; {KEPT[verb]}" if verb in KEPT else ""), file=sys.stderr)
+        raise
+
+
+def _end(error: Exception, line: str, code: int) -> NoReturn:
+    """Exit with the line. What every process of a launch was told, the first one says."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from ..lm.train.faults import told
+
+        shared = told(error)
+    else:
+        shared = False
+    if not shared or _first():
+        print(f"hybridlm: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _first() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -53,5 +53,8 @@ class TrainConfig(Strict):
     valid_batches: int | None = Field(
         default=None, gt=0, description="micro-batches per validation set; default: all of it"
     )
+    max_skipped: int = Field(
+        default=20, gt=0, description="steps skipped in a row, for want of a finite gradient, that end the run"
+    )
     checkpoint: CheckpointConfig = CheckpointConfig()
     out: str = Field(default="runs/{name}", description="run folder")

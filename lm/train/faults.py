@@ -7,7 +7,7 @@ launcher ends them. So nothing collective belongs inside `together` or `on_main`
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
@@ -56,9 +56,27 @@ def together() -> Iterator[None]:
     dist.all_gather_object(failures, mine and Failure.of(mine))
     for rank, failure in enumerate(failures):
         if failure and mine and rank == dist.get_rank():
-            raise mine
+            raise _told(mine)
         if failure:
-            raise failure.error() from mine
+            raise _told(failure.error()) from mine
+
+
+def told(error: Exception) -> bool:
+    """Whether every rank has raised this error, so that one is enough to print it.
+
+    A launch whose processes have not met yet meets here: with those that fail as well, or at the others' first
+    `together`.
+    """
+    if launched() and not dist.is_initialized():
+        with suppress(Exception), together():
+            raise error
+        return True
+    return bool(getattr(error, "told", False))
+
+
+def _told(error: Exception) -> Exception:
+    error.told = True  # type: ignore[attr-defined]
+    return error
 
 
 def on_main(work: Callable[[], T]) -> T:
