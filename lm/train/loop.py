@@ -19,8 +19,9 @@ from ..model import HybridLM
 from ..recipe.recipe import Recipe
 from ..run import Run
 from .checkpoint import Checkpoints
+from .distributed import processes
 from .engine import Engine
-from .faults import on_main
+from .faults import on_main, together
 from .health import Health
 from .schedule import learning_rate
 from .signals import Signals, agreed, end
@@ -84,18 +85,22 @@ class Trainer:
             torch.set_num_threads(recipe.train.threads)
         torch.manual_seed(recipe.seed)
         self.recipe, self.prepared, self.folder, self.hooks = recipe, prepared, run, hooks
+        with together():  # what every process refuses is said once
+            learning_rate(0, recipe.train.steps, recipe.optim)
+            self.micro_batch = recipe.train.sequences_per_forward(processes())
         self.model = HybridLM(recipe.model)
         self.engine = Engine(self.model, recipe.optim, recipe.train, recipe.train.steps)
-        self.loader = Loader(
-            prepared.train,
-            prepared.weights,
-            context=recipe.model.context,
-            batch=recipe.train.batch,
-            micro_batch=recipe.train.micro_batch,
-            seed=recipe.seed,
-            rank=self.engine.rank,
-            world_size=self.engine.world_size,
-        )
+        with together():
+            self.loader = Loader(
+                prepared.train,
+                prepared.weights,
+                context=recipe.model.context,
+                batch=recipe.train.batch,
+                micro_batch=self.micro_batch,
+                seed=recipe.seed,
+                rank=self.engine.rank,
+                world_size=self.engine.world_size,
+            )
         self.checkpoints = Checkpoints(run.checkpoints, recipe.train.checkpoint, recipe.model.model_dump(mode="json"))
         self.telemetry = Telemetry(run, recipe, self.model, self.engine, console)
         self.health = Health(min(recipe.train.max_skipped, recipe.train.steps))
@@ -196,8 +201,8 @@ class Trainer:
 
     @torch.no_grad()
     def _score(self, datasets: list[PackedDataset], limit: int | None) -> dict[str, float]:
-        context, micro_batch = self.recipe.model.context, self.recipe.train.micro_batch
-        batches = valid_batches(datasets, context=context, micro_batch=micro_batch, limit=limit)
+        context = self.recipe.model.context
+        batches = valid_batches(datasets, context=context, micro_batch=self.micro_batch, limit=limit)
         self.model.eval()
         totals = Totals()
         for batch, counts in _share(batches, self.engine.rank, self.engine.world_size):
@@ -228,7 +233,8 @@ class Trainer:
         extra = self.checkpoints.load(self.engine, newest)
         if extra["step"] == 0:  # imported weights: nothing has been trained on yet
             return 0
-        self.loader.load_state_dict(extra["loader"])
+        with together():
+            self.loader.load_state_dict(extra["loader"])
         self.skipped = extra["skipped"]
         step = int(extra["step"])
         self.telemetry.resumed(step)
