@@ -23,18 +23,22 @@ class Failure(NamedTuple):
 
     kind: type[Exception]
     arguments: tuple[Any, ...]
+    code: int | None = None
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
         """What the command line prints as one line keeps its class; of anything else the text has to do."""
         if isinstance(error, UserError):
-            return cls(type(error), (str(error),))
+            return cls(type(error), (str(error),), error.code)
         if isinstance(error, OSError) and error.errno is not None:
             return cls(OSError, (error.errno, error.strerror, error.filename))
         return cls(RuntimeError, (f"rank {dist.get_rank()} failed: {type(error).__name__}: {error}",))
 
     def error(self) -> Exception:
-        return self.kind.__new__(self.kind, *self.arguments)  # its __init__ may take something else than the text
+        error = self.kind.__new__(self.kind, *self.arguments)  # its __init__ may take something else than the text
+        if isinstance(error, UserError) and self.code is not None:
+            error.code = self.code
+        return error
 
 
 @contextmanager
