@@ -4,6 +4,7 @@ A checkpoint is RUN/checkpoints/step-000200; what lies in it is told where it is
 """
 
 import json
+import math
 import re
 import subprocess
 from collections.abc import Iterator
@@ -56,8 +57,17 @@ class Run:
         return self.folder / "checkpoints"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged records in order of step; of a step that was logged again after a resume, the last one."""
-        newest = {(record["kind"], record["step"]): record for record in read_records(self.metrics_file)}
+        """The logged records in order of step; of steps that a resume went back before, what was logged after it.
+
+        A number that is not finite is null in the file and NaN here.
+        """
+        newest: dict[tuple[str, int], dict[str, Any]] = {}
+        for record in read_records(self.metrics_file):
+            if record["kind"] == "resumed":
+                newest = {key: old for key, old in newest.items() if old["step"] <= record["step"]}
+            else:
+                known = {name: math.nan if value is None else value for name, value in record.items()}
+                newest[record["kind"], record["step"]] = known
         return sorted(newest.values(), key=lambda record: record["step"])
 
     def tokenizer(self) -> "Tokenizer":
@@ -124,6 +134,15 @@ def code_revision() -> dict[str, str]:
     from importlib.metadata import version
 
     libraries = {name: version(name) for name in ("hybridlm", "torch", "deepspeed", "numpy")}
-    git = ["git", "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty", "--abbrev=12"]
-    described = subprocess.run(git, capture_output=True, text=True, check=False)
-    return {**libraries, "git": described.stdout.strip() or "not a git checkout"}
+    return {**libraries, "git": _commit(Path(__file__).resolve()) or "not a git checkout"}
+
+
+def _commit(file: Path) -> str:
+    """The commit of the repository that tracks `file`; empty if it only lies in one, as an installed package may."""
+    git = ["git", "-C", str(file.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", file.name], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # there may be no git
+        return ""
+    described = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip()

@@ -48,7 +48,7 @@ def prepare(recipe: RecipeName, overrides: Overrides = None) -> None:
     loaded = Recipe.load(recipe, overrides or ())
     from ..lm.data.prepare import prepare as run_prepare
 
-    console().print(f"prepared: {run_prepare(loaded).folder}", highlight=False)
+    console().print(f"prepared: {run_prepare(loaded).folder}", highlight=False, markup=False)
 
 
 @app.command()
@@ -66,24 +66,25 @@ def train(
 
     One process by itself; many with torchrun or deepspeed in front of the same command line.
     """
+    from ..lm.parts.errors import ConfigError
     from ..lm.recipe.recipe import Recipe
 
     given = list(overrides or ())
     if variant is not None:
         chosen = Recipe.load(recipe).variant(variant).overrides
-        console().print(f"variant {variant}: {shlex.join(chosen)}", highlight=False, soft_wrap=True)
+        console().print(f"variant {variant}: {shlex.join(chosen)}", highlight=False, markup=False, soft_wrap=True)
         given = [*chosen, *given]
-    if (Path(recipe) / "recipe.yaml").is_file():
-        loaded = Recipe.load(Path(recipe) / "recipe.yaml", [*given, f"train.out={recipe}"])
-    else:
-        loaded = Recipe.load(recipe, given)
+    folder = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else None
+    if folder and (other := [override for override in given if override.startswith("train.out=")]):
+        raise ConfigError(f"override {other[0]!r}: the run goes on in {str(folder)!r}; leave it out, or give a recipe")
+    loaded = Recipe.load(folder / "recipe.yaml" if folder else recipe, given)
     if dry_run:
         from .summary import print_summary
 
         return print_summary(loaded, console())
     from .pretrain import pretrain
 
-    pretrain(loaded, console())
+    pretrain(loaded, console(), folder)
 
 
 @app.command("eval")

@@ -30,8 +30,8 @@ def export_run(run: Path, dst: Path, format: str, dtype: str | None, console: "C
     tokenizer = opened.folder / "tokenizer"
     save_pretrained(model, dst, tokenizer=tokenizer if tokenizer.is_dir() else None, format=format)
     size = sum(file.stat().st_size for file in dst.glob("*.safetensors"))
-    console.print(f"exported: {dst} ({format}, {size / 1e6:.1f} MB of weights)", highlight=False)
+    console.print(f"exported: {dst} ({format}, {size / 1e6:.1f} MB of weights)", highlight=False, markup=False)
     if not tokenizer.is_dir():
-        console.print(f"{run} has no tokenizer folder: none was written", highlight=False)
+        console.print(f"{run} has no tokenizer folder: none was written", highlight=False, markup=False)
     if format == "hybridlm":
-        console.print("transformers loads it after `import hybridlm`", highlight=False)
+        console.print("transformers loads it after `import hybridlm`", highlight=False, markup=False)

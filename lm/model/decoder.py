@@ -230,7 +230,7 @@ class HybridLM(nn.Module):
 
         run = path if isinstance(path, Run) else Run(path)
         model = cls(run.recipe.model)
-        fill(model, run.weights(), run.newest_checkpoint())
+        fill(model, run.weights(), run.newest_checkpoint(), model.config.tie_embeddings)
         return model.to(device).eval()
 
 

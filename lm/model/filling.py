@@ -8,10 +8,13 @@ from ..parts.errors import CheckpointError
 from ..run import differences
 
 
-def fill(model: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
-    """Copy the weights, a tied one stored once. Raises CheckpointError with the names and shapes that do not fit."""
+def fill(model: nn.Module, weights: dict[str, Tensor], where: Path, tied: bool) -> None:
+    """Copy the weights at `where`. tied: the head's are stored once, as the embedding's.
+
+    Raises CheckpointError with the names and shapes that do not fit.
+    """
     state = model.state_dict()
-    if "lm_head.weight" not in weights and model.config.tie_embeddings and "embed.weight" in weights:
+    if tied and "embed.weight" in weights:
         weights = {**weights, "lm_head.weight": weights["embed.weight"]}
     stored, wanted = ({name: tuple(x.shape) for name, x in tensors.items()} for tensors in (weights, state))
     found = [f"{name} is {old} there and {new} here" for name, old, new in differences(stored, wanted, "absent")]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 FORMAT = 1
-PARTIAL = ".partial"
+PARTIAL, REPLACED = ".partial", ".replaced"
 
 
 class Checkpoints:
@@ -44,8 +44,18 @@ class Checkpoints:
     def __init__(self, folder: Path, config: CheckpointConfig, architecture: dict[str, Any]):
         self.folder, self.config = Path(folder), config
         self.architecture = json.loads(json.dumps(architecture))
+        on_main(self._clear)
+
+    def _clear(self) -> None:
+        """Remove what killed saves left; a checkpoint that was to be replaced and was not is one again."""
+        for replaced in self.folder.glob(f".step-*{REPLACED}"):
+            target = self.folder / replaced.name.removeprefix(".").removesuffix(REPLACED)
+            if target.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(target)
         for leftover in self.folder.glob(f".step-*{PARTIAL}"):
-            shutil.rmtree(leftover, ignore_errors=True)  # all processes of a run may be at it
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""
@@ -81,9 +91,7 @@ class Checkpoints:
 
     def _open(self, path: Path, stack: ExitStack, shapes: dict[str, tuple[int, ...]]) -> tuple[dict, Any, Any]:
         """state.json, the model's tensors and the optimizer's (None of an imported model), all known to fit."""
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if (found := state["format"]) != FORMAT:
-            raise ConfigError(f"{path}: checkpoint format {found}, this version reads {FORMAT}; start a new run")
+        state = _read_state(path)
         imported = not (path / "optimizer.safetensors").is_file()
         if imported and state["step"]:
             raise CheckpointError(
@@ -91,10 +99,10 @@ class Checkpoints:
             )
         left_out = {"context"} if imported else set()
         _check(path, "model.", differences(_without(state["architecture"], left_out), self.architecture))
-        model = stack.enter_context(open_tensors(path / "model.safetensors"))
+        model = stack.enter_context(_open_file(path / "model.safetensors"))
         stored = {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()}  # noqa: SIM118
         _check(path, "tensor ", differences(stored, shapes, absent="nothing"))
-        optimizer = None if imported else stack.enter_context(open_tensors(path / "optimizer.safetensors"))
+        optimizer = None if imported else stack.enter_context(_open_file(path / "optimizer.safetensors"))
         return state, model, optimizer
 
     def _keep(
@@ -120,10 +128,12 @@ class Checkpoints:
             (partial / "state.json").write_text(state, encoding="utf-8")
             for file in (*partial.iterdir(), partial):
                 flush(file)
+            replaced = target.with_name(f".{target.name}{REPLACED}")
             if target.exists():
-                self._remove(target)
+                target.rename(replaced)
             partial.rename(target)
             flush(self.folder)
+            shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -147,6 +157,31 @@ class Checkpoints:
             f"checkpoint {target.name} not written: {error}. It needs {size / 1e6:.1f} MB, {self.folder} has "
             f"{_free(self.folder) / 1e6:.1f} MB free; older checkpoints are kept. Make room and start again"
         )
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """state.json. Raises CheckpointError when it is missing or not whole, ConfigError for another format."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        found = state["format"]
+        if found == FORMAT and not {"step", "architecture", "extra"} <= state.keys():
+            raise KeyError("step, architecture or extra")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(path, f"state.json: {error}") from error
+    if found != FORMAT:
+        raise ConfigError(f"{path}: checkpoint format {found}, this version reads {FORMAT}; start a new run")
+    return state
+
+
+def _open_file(path: Path) -> Any:
+    try:
+        return open_tensors(path)
+    except (OSError, SafetensorError) as error:
+        raise _broken(path.parent, f"{path.name}: {error}") from error
+
+
+def _broken(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: not a whole checkpoint: {why}; move the folder away to go on from an older one")
 
 
 def _partial(target: Path) -> Path:

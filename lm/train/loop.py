@@ -176,7 +176,9 @@ class Trainer:
         means = totals.means()
         self.health.count(result.applied, means["loss"])
         record = {**means, "norm": result.grad_norm, "lr": lr, "skipped": self.skipped, **layers}
-        tokens = self.recipe.train.batch * self.recipe.model.context
+        context = self.recipe.model.context
+        record["tokens"] = self.loader.sequences * context  # of all steps, whatever their batches were
+        tokens = self.recipe.train.batch * context
         self.telemetry.train_step(self.step, record, tokens, time.perf_counter() - started, waited)
         return agreed(signals)
 

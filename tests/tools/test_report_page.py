@@ -12,6 +12,7 @@ from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tools.report_page.charts import COLOURS, heat_map
 from hybridlm.tools.report_page.collect import collect
 from hybridlm.tools.report_page.page import write_page
+from hybridlm.tools.report_page.sections import benchmarks
 
 RECIPE = """name: {name}
 model: {{vocab_size: 61, d_model: 32, n_layers: 2, context: 16, pattern: [gated_deltanet, attention]}}

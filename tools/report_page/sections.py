@@ -9,7 +9,7 @@ from typing import Any
 from ...eval.benchmarks.conditions import Conditions
 from ...eval.console import binary
 from ...eval.synthetic.sweep import best
-from ..records import valid_scores
+from ..records import tokens_at, valid_scores
 from . import charts
 from .collect import RunView, SweepView
 from .panels import Panel, Section, TableCell
@@ -34,7 +34,7 @@ def losses(runs: list[RunView]) -> Section:
         rates[run.name] = [(r["tokens"] / 1e6, r["lr"]) for r in steps]
         for name, points in run.series("valid").items():
             if name.endswith("/loss"):
-                at = [(step * run.tokens_per_step / 1e6, value) for step, value in points]
+                at = [(tokens_at(steps, step) / 1e6, value) for step, value in points]
                 curves[run.name][name.removesuffix("/loss")] = at
     panels = [Panel(charts=[charts.loss_chart(curves, rates)])] if any(rates.values()) else []
     return Section("Loss", panels, "Thin: each step. Thick: its moving average. Markers: validation sets.")
