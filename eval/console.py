@@ -13,9 +13,9 @@ from rich.table import Table
 def stage(console: Console, what: str) -> Iterator[None]:
     """Say what is being done and, when it is over, how long it took."""
     started = time.perf_counter()
-    console.print(f"{what} ...", highlight=False)
+    console.print(f"{what} ...", highlight=False, markup=False)
     yield
-    console.print(f"{what}: {time.perf_counter() - started:.1f} s", highlight=False)
+    console.print(f"{what}: {time.perf_counter() - started:.1f} s", highlight=False, markup=False)
 
 
 def si(value: float) -> str:

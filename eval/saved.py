@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..lm.data.files import write_atomically
+from ..lm.data.files import to_json, write_atomically
 
 
 class Saved:
@@ -18,7 +18,7 @@ class Saved:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]  subclasses are dataclasses
-        write_atomically(path, json.dumps(content, indent=1).encode())
+        write_atomically(path, to_json(content).encode())
 
     def plot(self, folder: Path) -> Path | None:
         """Draw what there is to see into `folder`, and say where it is; None where there is nothing."""

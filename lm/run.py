@@ -4,14 +4,16 @@ A checkpoint is RUN/checkpoints/step-000200; what lies in it is told where it is
 """
 
 import json
+import math
 import re
 import subprocess
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.files import read_records, write_atomically
-from .parts.errors import ConfigError
+from .parts.errors import CheckpointError, ConfigError
 from .recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ IMPORTED = "imported from "
 
 
 class Run:
-    """The files of one run by name. `Run.create` starts one, `Run(path)` opens it for evaluation or generation."""
+    """The files of one run by name. `Run(path)` opens one; `Run.of(recipe)` is one that may not have begun."""
 
     def __init__(self, path: str | Path):
         self.folder = Path(path)
@@ -32,13 +34,18 @@ class Run:
             raise ConfigError(f"run {str(path)!r}: no recipe.yaml there; give a run folder such as runs/demo")
 
     @classmethod
-    def create(cls, recipe: Recipe) -> "Run":
-        """The folder of `recipe`, with the merged recipe and the code's revision written into it."""
-        folder = recipe.run_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "recipe.yaml", recipe.to_yaml().encode())  # every process of a launch does this
-        write_atomically(folder / "code.json", json.dumps(code_revision(), indent=1).encode())
-        return cls(folder)
+    def of(cls, recipe: Recipe, folder: Path | None = None) -> "Run":
+        """The run of `recipe`, in its own folder unless told otherwise; nothing is read or written."""
+        run = cls.__new__(cls)
+        run.folder = recipe.run_folder() if folder is None else folder
+        run.recipe = recipe
+        return run
+
+    def keep(self) -> None:
+        """Write the merged recipe and the code's revision into the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "recipe.yaml", self.recipe.to_yaml().encode())
+        write_atomically(self.folder / "code.json", json.dumps(code_revision(), indent=1).encode())
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -53,8 +60,17 @@ class Run:
         return self.folder / "checkpoints"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged records in order of step; of a step that was logged again after a resume, the last one."""
-        newest = {(record["kind"], record["step"]): record for record in read_records(self.metrics_file)}
+        """The logged records in order of step; of steps that a resume went back before, what was logged after it.
+
+        A number that is not finite is null in the file and NaN here.
+        """
+        newest: dict[tuple[str, int], dict[str, Any]] = {}
+        for record in read_records(self.metrics_file):
+            if record["kind"] == "resumed":
+                newest = {key: old for key, old in newest.items() if old["step"] <= record["step"]}
+            else:
+                known = {name: math.nan if value is None else value for name, value in record.items()}
+                newest[record["kind"], record["step"]] = known
         return sorted(newest.values(), key=lambda record: record["step"])
 
     def tokenizer(self) -> "Tokenizer":
@@ -82,14 +98,19 @@ class Run:
 
     def weights(self) -> "dict[str, Tensor]":
         """The newest checkpoint's tensors on the CPU, under the model's own names, a tied one once."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file  # not at the top: a run is opened without torch
 
-        return load_file(self.newest_checkpoint() / "model.safetensors")
+        path = self.newest_checkpoint() / "model.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: not readable: {error}; restore it, or move its folder away") from error
 
 
 def checkpoint_steps(folder: Path) -> dict[int, Path]:
     """The finished checkpoints in `folder` by step."""
-    named = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(folder).glob("step-*"))
+    named = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(folder).glob("step-*") if path.is_dir())
     return {int(match[1]): path for match, path in named if match}
 
 
@@ -97,6 +118,20 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest step in `folder`, or None."""
     steps = checkpoint_steps(folder)
     return steps[max(steps)] if steps else None
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any], absent: Any = None) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names whose values differ, with both. Without `absent`, names that only one side has do not count: what
+    is stored may be older than the options that were added since.
+    """
+    for name in {**wanted, **stored}:
+        if absent is None and not (name in stored and name in wanted):
+            continue
+        old, new = stored.get(name, absent), wanted.get(name, absent)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from ((f"{name}.{key}", a, b) for key, a, b in differences(old, new, absent))
+        elif old != new:
+            yield name, old, new
 
 
 def open_tensors(path: Path) -> Any:
@@ -111,6 +146,15 @@ def code_revision() -> dict[str, str]:
     from importlib.metadata import version
 
     libraries = {name: version(name) for name in ("hybridlm", "torch", "deepspeed", "numpy")}
-    git = ["git", "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty", "--abbrev=12"]
-    described = subprocess.run(git, capture_output=True, text=True, check=False)
-    return {**libraries, "git": described.stdout.strip() or "not a git checkout"}
+    return {**libraries, "git": _commit(Path(__file__).resolve()) or "not a git checkout"}
+
+
+def _commit(file: Path) -> str:
+    """The commit of the repository that tracks `file`; empty if it only lies in one, as an installed package may."""
+    git = ["git", "-C", str(file.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", file.name], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # there may be no git
+        return ""
+    described = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip()

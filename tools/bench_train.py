@@ -56,6 +56,7 @@ def bench(steps: int, precision: str, threads: int, console: Console) -> dict[st
         f"speed ratio hybridlm / transformers: {result['ratio_median']:.2f} (median of {steps} paired steps), "
         f"{result['ratio_of_minima']:.2f} (fastest steps)",
         highlight=False,
+        markup=False,
     )
     return result
 

@@ -3,10 +3,11 @@
 import errno
 import os
 import shlex
+import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -48,7 +49,7 @@ def prepare(recipe: RecipeName, overrides: Overrides = None) -> None:
     loaded = Recipe.load(recipe, overrides or ())
     from ..lm.data.prepare import prepare as run_prepare
 
-    console().print(f"prepared: {run_prepare(loaded).folder}", highlight=False)
+    console().print(f"prepared: {run_prepare(loaded).folder}", highlight=False, markup=False)
 
 
 @app.command()
@@ -66,24 +67,25 @@ def train(
 
     One process by itself; many with torchrun or deepspeed in front of the same command line.
     """
+    from ..lm.parts.errors import ConfigError
     from ..lm.recipe.recipe import Recipe
 
     given = list(overrides or ())
     if variant is not None:
         chosen = Recipe.load(recipe).variant(variant).overrides
-        console().print(f"variant {variant}: {shlex.join(chosen)}", highlight=False, soft_wrap=True)
+        console().print(f"variant {variant}: {shlex.join(chosen)}", highlight=False, markup=False, soft_wrap=True)
         given = [*chosen, *given]
-    if (Path(recipe) / "recipe.yaml").is_file():
-        loaded = Recipe.load(Path(recipe) / "recipe.yaml", [*given, f"train.out={recipe}"])
-    else:
-        loaded = Recipe.load(recipe, given)
+    folder = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else None
+    if folder and (other := [override for override in given if override.startswith("train.out=")]):
+        raise ConfigError(f"override {other[0]!r}: the run goes on in {str(folder)!r}; leave it out, or give a recipe")
+    loaded = Recipe.load(folder / "recipe.yaml" if folder else recipe, given)
     if dry_run:
         from .summary import print_summary
 
         return print_summary(loaded, console())
     from .pretrain import pretrain
 
-    pretrain(loaded, console())
+    pretrain(loaded, console(), folder)
 
 
 @app.command("eval")
@@ -252,23 +254,58 @@ def _show(message: Warning | str, category: type[Warning], *where: Any) -> None:
     sys.stderr.write(line)
 
 
+KEPT = {
+    "train": "what was saved is kept; the same command goes on from there",
+    "prepare": "what is packed is kept; the same command goes on",
+    "eval": "what is measured and answered is kept; the same command goes on",
+    "fetch": "files that are whole are kept; the same command goes on",
+    "synthetic": "finished runs are kept; the same command goes on",
+    "mqar": "finished runs are kept; the same command goes on",
+    "convert": "nothing was made",
+    "export": "nothing was made",
+}
+"""What a verb that is interrupted leaves."""
+
+
 def main() -> None:
-    """Entry point: a problem the user can fix is one line on stderr and exit code 1, not a traceback."""
+    """Entry point: a problem the user can fix is one line on stderr and exit code 1, not a traceback.
+
+    A signal is one line too, its code 128 and its number. Of several processes of a launch the first one speaks.
+    """
     from ..lm.parts.errors import UserError
 
     warnings.showwarning = _show
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except UserError as error:
-        from ..lm.parts.terminal import write
-
-        write(f"hybridlm: {error}\n", sys.stderr)
-        sys.exit(1)
+        _end(error, str(error), error.code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"hybridlm: {error.filename or 'disk'}: {error.strerror}; free some and repeat", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("hybridlm: interrupted; the same command goes on from the latest checkpoint", file=sys.stderr)
-        sys.exit(130)
+        _end(error, f"{error.filename or 'disk'}: {error.strerror}; free some and repeat", 1)
+    except SystemExit as end:  # typer makes one of KeyboardInterrupt
+        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and _first():
+            verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+            name = "interrupted" if end.code == 128 + signal.SIGINT else "terminated"
+            print(f"hybridlm: {name}" + (f"; {KEPT[verb]}" if verb in KEPT else ""), file=sys.stderr)
+        raise
+
+
+def _end(error: Exception, line: str, code: int) -> NoReturn:
+    """Exit with the line. What every process of a launch was told, the first one says."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from ..lm.train.faults import told
+
+        shared = told(error)
+    else:
+        shared = False
+    if not shared or _first():
+        from ..lm.parts.terminal import write
+
+        write(f"hybridlm: {line}\n", sys.stderr)
+    sys.exit(code)
+
+
+def _first() -> bool:
+    return os.environ.get("RANK", "0") == "0"

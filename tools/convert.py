@@ -36,5 +36,6 @@ def convert_checkpoint(src: str, dst: Path, dtype: str | None, console: Console)
         f"score it with hybridlm eval {dst}; continue a text with hybridlm generate {dst} --prompt TEXT; train it on "
         f"your data with hybridlm train {dst} data.train=[...]",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )

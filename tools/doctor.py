@@ -245,7 +245,9 @@ def build_native(console: Console) -> None:
     from ..lm.parts.errors import UserError
 
     try:
-        console.print(f"native kernels: built for this machine, {build.build()}", highlight=False, soft_wrap=True)
+        console.print(
+            f"native kernels: built for this machine, {build.build()}", highlight=False, markup=False, soft_wrap=True
+        )
     except build.NativeBuildError as error:
         raise UserError(str(error)) from None
 

@@ -34,4 +34,4 @@ def export_run(run: Path, dst: Path, format: str, dtype: str | None, console: "C
     if tokenizer is None:
         console.print(f"{run} has no tokenizer folder: none was written", highlight=False)
     if format == "hybridlm":
-        console.print("transformers loads it after `import hybridlm`", highlight=False)
+        console.print("transformers loads it after `import hybridlm`", highlight=False, markup=False)

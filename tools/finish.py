@@ -25,14 +25,16 @@ def finish(run: Run, prepared: Prepared, asked: Sequence[Measurement], console: 
     evals = run.recipe.eval
     measure_newest(run, asked, console)
     if evals.prompt:
-        console.print(f"\nsample after {evals.prompt!r}:", style="bold", highlight=False)
+        console.print(f"\nsample after {evals.prompt!r}:", style="bold", highlight=False, markup=False)
         stream(
             run, evals.prompt, 120, 0.8, 0.95, run.recipe.seed, lambda text: console.out(text, end="", highlight=False)
         )
         console.print("\n")
     if evals.yardsticks:
         compare(run, prepared, console)
-    console.print(f"plot: {plot_runs([run], run.folder / 'plots' / 'loss.png')}", highlight=False, soft_wrap=True)
+    console.print(
+        f"plot: {plot_runs([run], run.folder / 'plots' / 'loss.png')}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def measure_newest(run: Run, asked: Sequence[Measurement], console: Console) -> None:
@@ -58,7 +60,11 @@ def compare(run: Run, prepared: Prepared, console: Console) -> None:
         for other, yardstick in rows.items():
             gap = yardstick.nats_per_token - model.nats_per_token
             verdict = "beats" if gap > 0 else "does not beat"
-            console.print(f"{run.recipe.name} {verdict} {other} on {name}: {gap:+.3f} nats per token", highlight=False)
+            console.print(
+                f"{run.recipe.name} {verdict} {other} on {name}: {gap:+.3f} nats per token",
+                highlight=False,
+                markup=False,
+            )
     kept = {name: {row: asdict(y) for row, y in rows.items()} for name, rows in measured.items()}
     (run.folder / "yardsticks.json").write_text(json.dumps(kept, indent=1))
 

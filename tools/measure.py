@@ -27,5 +27,5 @@ def show(one: Measurement, model: HybridLM, checkpoint: str, folder: Path, doing
         result = measured(one, model, checkpoint, folder)
     console.print(result.table())
     if plot := result.plot(folder / checkpoint):
-        console.print(f"plot: {plot}", highlight=False, soft_wrap=True)
+        console.print(f"plot: {plot}", highlight=False, markup=False, soft_wrap=True)
     return result

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from pathlib import Path
 
 from rich.console import Console
 
@@ -13,40 +14,48 @@ from ..lm.data.tokenizer import Tokenizer
 from ..lm.recipe.layers import describe
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
+from ..lm.train.changes import note_changes
 from ..lm.train.faults import on_main, together
+from ..lm.train.lock import held
 from ..lm.train.loop import Trainer
 from .finish import finish
 from .measure import prepare_all
 
 
-def pretrain(recipe: Recipe, console: Console) -> Run:
-    """Run a recipe to its end, resuming if the run folder has a checkpoint. Every process of a launch calls this."""
+def pretrain(recipe: Recipe, console: Console, folder: Path | None = None) -> Run:
+    """Run a recipe to its end, resuming if the run folder has a checkpoint. Every process of a launch calls this.
+
+    folder: of the run, by default the recipe's. Nothing in it changes before all has been checked: a recipe that does
+    not fit what is there leaves it as it was.
+    """
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # its hint that triton is missing
     started = time.perf_counter()
     if os.environ.get("RANK", "0") != "0":
         console = Console(quiet=True)  # one process of a launch speaks
+    run = Run.of(recipe, folder)
     with together():
         with stage(console, f"preparing data of {recipe.name}"):
             prepared = prepare(recipe)
-        run = Run.create(recipe)
         tokenizer = _asked_with(run, prepared.tokenizer)
-        tokenizer.save(run.folder / "tokenizer")
         asked = measurements_of(recipe, tokenizer)
-    if asked:
-        on_main(lambda: prepare_all(asked, weightless(recipe.model), console))
-    trainer = Trainer(recipe, prepared, run, console, hooks(recipe, asked, run.folder / "eval"))
-    if not trainer.engine.is_main:
+    with held(run.folder):  # after the data: processes that pack them would inherit the lock
+        if asked:
+            on_main(lambda: prepare_all(asked, weightless(recipe.model), console))
+        trainer = Trainer(recipe, prepared, run, console, hooks(recipe, asked, run.folder / "eval"))
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        console.print(
+            f"{recipe.name}: {describe(recipe.model.layer_specs())} | {parameters / 1e6:.2f} M parameters | "
+            f"{trainer.engine.world_size} process(es) on {trainer.engine.device} | {recipe.train.precision} | "
+            f"ready after {time.perf_counter() - started:.1f} s",
+            highlight=False,
+        )
+        if trainer.step < recipe.train.steps:
+            on_main(lambda: _begin(run, trainer.step, tokenizer, console))
+        else:
+            console.print(f"{run.folder}: nothing to train, at step {trainer.step} already", highlight=False)
         trainer.run()
-        return run
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    console.print(
-        f"{recipe.name}: {describe(recipe.model.layer_specs())} | {parameters / 1e6:.2f} M parameters | "
-        f"{trainer.engine.world_size} process(es) on {trainer.engine.device} | {recipe.train.precision} | "
-        f"ready after {time.perf_counter() - started:.1f} s",
-        highlight=False,
-    )
-    trainer.run()
-    finish(run, prepared, asked, console)
+        if trainer.engine.is_main:
+            finish(run, prepared, asked, console)
     return run
 
 
@@ -55,3 +64,11 @@ def _asked_with(run: Run, packed_with: Tokenizer) -> Tokenizer:
     if (run.folder / "tokenizer").is_dir() and (kept := run.tokenizer()).fingerprint == packed_with.fingerprint:
         return kept
     return packed_with
+
+
+def _begin(run: Run, step: int, tokenizer: Tokenizer, console: Console) -> None:
+    """Write what a run folder says of its run, and print what is not as it was before the step it goes on from."""
+    for line in note_changes(run, step) if step else ():
+        console.print(line, highlight=False, soft_wrap=True)
+    run.keep()
+    tokenizer.save(run.folder / "tokenizer")

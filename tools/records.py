@@ -1,6 +1,24 @@
 """What a run's records say, for tables and curves."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from ..lm.run import Run
+
+Record = dict[str, Any]
+
+
+def tokens_at(steps: Sequence[Record], step: int) -> int:
+    """Tokens seen by a step, from the records of training; of the nearest step before it where it has none itself."""
+    return max((record["tokens"] for record in steps if record["step"] <= step), default=0)
+
+
+def rate(steps: Sequence[Record]) -> float:
+    """Tokens per second over the last 20 of the records of training, whatever their batches were."""
+    first, *later = steps[-20:]
+    if not later:
+        return first["tokens"] / first["step"] / first["seconds"]
+    return (later[-1]["tokens"] - first["tokens"]) / sum(record["seconds"] for record in later)
 
 
 def valid_scores(run: Run) -> dict[str, dict[str, float]]:

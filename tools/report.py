@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..lm.run import Run
-from .records import smooth, valid_scores
+from .records import rate, smooth, tokens_at, valid_scores
 
 
 def report_runs(folders: list[Path], out: Path | None, console: Console) -> None:
@@ -20,7 +21,7 @@ def report_runs(folders: list[Path], out: Path | None, console: Console) -> None
     target = write_page(folders, out or folders[0] / "report.html")
     if runs := [Run(folder) for folder in folders if not (folder / SWEEP_FILE).is_file()]:
         console.print(_table(runs))
-    console.print(f"page: {target}", highlight=False, soft_wrap=True)
+    console.print(f"page: {target}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(runs: list[Run]) -> Table:
@@ -33,9 +34,7 @@ def _table(runs: list[Run]) -> Table:
             continue
         tail = steps[-20:]
         loss = sum(record["loss"] for record in tail) / len(tail)
-        per_step = run.recipe.train.batch * run.recipe.model.context
-        rate = per_step * len(tail) / sum(record["seconds"] for record in tail)
-        head = (run.folder.name, str(steps[-1]["step"]), f"{loss:.3f}", f"{rate:,.0f}")
+        head = (escape(run.folder.name), str(steps[-1]["step"]), f"{loss:.3f}", f"{rate(steps):,.0f}")
         rows = [(n, f"{s['loss']:.3f}", f"{s['bits_per_byte']:.3f}") for n, s in valid_scores(run).items()]
         for i, row in enumerate(rows or [("none yet", "", "")]):
             table.add_row(*(head if i == 0 else ("",) * 4), *row)
@@ -49,7 +48,7 @@ def plot_runs(runs: list[Run], target: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (loss, rate) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
+    figure, (loss, rates) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
     for i, run in enumerate(runs):
         records = run.metrics()
         steps = [record for record in records if record["kind"] == "train"]
@@ -57,18 +56,17 @@ def plot_runs(runs: list[Run], target: Path) -> Path:
         values = [record["loss"] for record in steps]
         loss.plot(tokens, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
         loss.plot(tokens, smooth(values), color=f"C{i}", label=f"{run.folder.name}: train")
-        rate.plot(tokens, [record["lr"] for record in steps], color=f"C{i}")
-        per_step = run.recipe.train.batch * run.recipe.model.context / 1e6
+        rates.plot(tokens, [record["lr"] for record in steps], color=f"C{i}")
         for marker, name in zip("osv^Dxp*", valid_scores(run), strict=False):
             dots = [r for r in records if r["kind"] == f"valid/{name}"]
-            at = [r["step"] * per_step for r in dots]
+            at = [tokens_at(steps, r["step"]) / 1e6 for r in dots]
             label = f"{run.folder.name}: {name}"
             loss.plot(at, [r[f"{name}/loss"] for r in dots], marker, color=f"C{i}", markersize=5, label=label)
     loss.set(ylabel="nats per token")
     loss.grid(alpha=0.3)
     loss.legend(fontsize=8)
-    rate.set(xlabel="tokens (millions)", ylabel="learning rate")
-    rate.grid(alpha=0.3)
+    rates.set(xlabel="tokens (millions)", ylabel="learning rate")
+    rates.grid(alpha=0.3)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=120)
     plt.close(figure)

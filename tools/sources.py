@@ -25,4 +25,4 @@ def fetch_sources(names: list[str], cache: Path, console: Console) -> None:
     for name in names:
         with stage(console, f"fetching {name}"):
             path = fetch(name, cache)
-        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+        console.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)

@@ -65,7 +65,11 @@ def study(name: str, overrides: list[str], jobs: int, only: str | None, out: Pat
     for job in every:
         _check_folder(job)
     todo = [job for job in every if job.variant.name in wanted and not job.finished]
-    console.print(f"{base.name}: {len(wanted)} variants, {len(wanted) - len(todo)} finished already", highlight=False)
+    console.print(
+        f"{base.name}: {len(wanted)} variants, {len(wanted) - len(todo)} finished already",
+        highlight=False,
+        markup=False,
+    )
     if todo:
         prepare(base)
         out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,7 @@ def study(name: str, overrides: list[str], jobs: int, only: str | None, out: Pat
         write_atomically(out / "results.json", json.dumps({**heading, "rows": rows}, indent=1).encode())
         write_atomically(out / "results.md", markdown(heading, rows).encode())
         show(rows, console)
-        console.print(f"tables: {out / 'results.md'}", highlight=False, soft_wrap=True)
+        console.print(f"tables: {out / 'results.md'}", highlight=False, markup=False, soft_wrap=True)
     if failed:
         lines = "".join(f"\n  {job.variant.name}: {_last_line(job.log)} ({job.log})" for job in failed)
         raise UserError(f"study: {len(failed)} of {len(wanted)} variants failed; the same command tries again{lines}")
@@ -86,7 +90,12 @@ def study(name: str, overrides: list[str], jobs: int, only: str | None, out: Pat
 
 def _job(name: str, variant: Variant, overrides: list[str], out: Path) -> Job:
     folder = out / variant.name
-    given = [*variant.overrides, *overrides, "train.threads=1", f"train.out={folder}"]
+    given = [
+        *variant.overrides,
+        *overrides,
+        "train.threads=1",
+        f"train.out={json.dumps(str(folder), ensure_ascii=False)}",
+    ]
     return Job(variant, ["train", name, *given], Recipe.load(name, given), folder)
 
 
@@ -122,7 +131,7 @@ def _run_all(todo: list[Job], jobs: int, console: Console) -> list[Job]:
                     write_atomically(job.folder / RESULT, json.dumps(result, indent=1).encode())
                 passed = f"{n_ended}/{len(todo)}, {(time.monotonic() - started) / 60:.1f} min"
                 ended = f"{'FAILED' if error else 'done'} after {seconds:.0f} s"
-                console.print(f"{passed} | {job.variant.name}: {ended}", highlight=False)
+                console.print(f"{passed} | {job.variant.name}: {ended}", highlight=False, markup=False)
     finally:
         signal.signal(signal.SIGTERM, before)
     return failed

@@ -89,7 +89,7 @@ def memory_estimate(model: HybridLM, recipe: Recipe) -> dict[str, int]:
     """
     config, train = model.config, recipe.train
     n = sum(p.numel() for p in model.parameters())
-    tokens = train.micro_batch * config.context
+    tokens = train.sequences_per_forward() * config.context
     hidden = sum(block.ffn.down_proj.in_features for block in model.layers() if block.ffn is not None)
     saved = 1 if train.activation_checkpointing else 12
     per_token = saved * config.n_layers * config.d_model + (0 if train.activation_checkpointing else 3 * hidden)

@@ -84,8 +84,8 @@ def _write(recipe: SyntheticRecipe, lines: list[Line], typed: str, out: Path, co
     write_atomically(out / "results.md", "\n".join(parts).encode())
     if all("accuracy" in line for line in lines):
         plots = [*plot_tradeoff(lines, out / "tradeoff"), *plot_ratio(lines, out / "ratio")]
-        console.print(f"plots: {', '.join(str(plot) for plot in plots)}", highlight=False, soft_wrap=True)
-    console.print(f"table: {out / 'results.md'}", highlight=False, soft_wrap=True)
+        console.print(f"plots: {', '.join(str(plot) for plot in plots)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"table: {out / 'results.md'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def reuse_rows(lines: list[Line]) -> list[tuple[str, ...]]:

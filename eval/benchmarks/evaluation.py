@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ...lm.parts.errors import ConfigError
 from ..forward.scoring import TargetScore
 from .catalogue import GROUPS, Options, build, content_hash
+from .conditions import Conditions
 from .harness import HybridHarness
 from .response_cache import fingerprint
 from .scores import Scores, collect, group_mean
@@ -55,7 +56,10 @@ class Benchmarks:
     def score(self, harness: HybridHarness, checkpoint: str = "") -> Scores:
         """The scores of the harness's model, the same at every call. checkpoint: a name for its weights."""
         results = self._run(harness, bootstrap_iters=1000)
-        scores = collect(results, self.tasks, self.hashes, truncated=harness.truncated, apart=harness.apart)
+        shots = self.options.num_fewshot
+        conditions = Conditions(harness.max_length, self.limit, shots, self.options.fewshot_seed if shots else None)
+        counts = {"truncated": harness.truncated, "apart": harness.apart}
+        scores = collect(results, self.tasks, self.hashes, **counts, conditions=conditions)
         for group in (name for name in self.names if name in GROUPS):
             scores += group_mean(group, [score for score in scores if score.task in GROUPS[group]])
         identity = fingerprint(harness.model, harness.tokenizer)

@@ -4,18 +4,20 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from filelock import FileLock
 from rich.table import Table
 
-from ...lm.data.files import write_atomically
+from ...lm.data.files import to_json, write_atomically
 from ..saved import Saved
 from ..tasks.gold import bits_per_byte
+from .conditions import Conditions
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Score:
     chance: the expected value when every answer is as likely; None where that has no meaning. task_hash: of the task's
     configuration, its questions and the first prompts; scores with different hashes answer different questions.
     truncated, apart: requests whose context was cut, and whose continuation was tokenised by itself. ties: documents
-    whose best answers score exactly the same, of which the first counts as chosen.
+    whose best answers score exactly the same, of which the first counts as chosen. conditions: None of a score kept by
+    a version that did not write them down.
     """
 
     task: str
@@ -39,6 +42,19 @@ class Score:
     truncated: int
     apart: int
     ties: int
+    conditions: Conditions | None = None
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> Self:
+        """Of a file's plain values."""
+        conditions, value = content.get("conditions"), content["value"]
+        read = {"conditions": conditions and Conditions(**conditions), "value": math.nan if value is None else value}
+        return cls(**{**content, **read})
+
+    def replaces(self, other: "Score") -> bool:
+        """Whether this is the same question put in the same way: other conditions make it another score."""
+        same = all(getattr(self, name) == getattr(other, name) for name in ("task", "metric", "task_hash", "n"))
+        return same and other.conditions in (None, self.conditions)
 
 
 @dataclass(frozen=True)
@@ -57,25 +73,28 @@ class Scores(Saved):
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all; missing folders are made.
 
-        Scores of other tasks in the file stay if they are of the same model (its fingerprint); of the same task they
-        are replaced. max_length and limit in the file are those of the latest evaluation; each score has its own n.
+        What the file has of the same model (its fingerprint) stays, but for scores of the same questions under the same
+        conditions. max_length and limit in the file are those of the latest evaluation. Two evaluations that end at
+        once are both kept.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = self.load(path) if path.is_file() else None
-        scores = self.scores
-        if kept and kept.fingerprint == self.fingerprint:
-            mine = {score.task for score in self.scores}
-            scores = [*(score for score in kept.scores if score.task not in mine), *scores]
-        taken = {key: value for key, value in asdict(self).items() if key != "scores"}
-        content = {"kind": self.kind, **taken, "scores": [asdict(score) for score in scores]}
-        write_atomically(path, json.dumps(content, indent=1).encode())
+        lock = path.with_name(f".{path.name}.lock")
+        with FileLock(lock):
+            kept = self.load(path) if path.is_file() else None
+            scores = self.scores
+            if kept and kept.fingerprint == self.fingerprint:
+                scores = [*(old for old in kept.scores if not any(new.replaces(old) for new in self.scores)), *scores]
+            taken = {key: value for key, value in asdict(self).items() if key != "scores"}
+            content = {"kind": self.kind, **taken, "scores": [asdict(score) for score in scores]}
+            write_atomically(path, to_json(content).encode())
+            lock.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
         content = cls.read(path)
-        return cls(**{**content, "scores": [Score(**score) for score in content["scores"]]})
+        return cls(**{**content, "scores": [Score.parse(score) for score in content["scores"]]})
 
     def values(self) -> dict[str, float]:
         """The numbers to log."""
@@ -83,7 +102,8 @@ class Scores(Saved):
 
     def table(self) -> Table:
         """One row per metric; the last column says what a reader should know before comparing."""
-        table = Table(caption_justify="left")
+        how = dict.fromkeys(str(score.conditions) for score in self.scores if score.conditions)
+        table = Table(title="; ".join(how), title_justify="left", caption_justify="left")
         table.add_column("task", no_wrap=True)
         table.add_column("metric", no_wrap=True)
         for column in ("value", "± stderr", "chance", "n"):
@@ -131,9 +151,16 @@ def group_mean(group: str, scores: list[Score]) -> list[Score]:
                 truncated=sum(score.truncated for score in parts),
                 apart=sum(score.apart for score in parts),
                 ties=sum(score.ties for score in parts),
+                conditions=_of_all(score.conditions for score in parts),
             )
         )
     return means
+
+
+def _of_all(conditions: Iterable[Conditions | None]) -> Conditions | None:
+    """Those of the mean: limited where one of its tasks is."""
+    found = list(dict.fromkeys(conditions))
+    return next((one for one in found if one and one.limit is not None), found[0])
 
 
 def collect(
@@ -143,15 +170,19 @@ def collect(
     *,
     truncated: Mapping[str, int],
     apart: Mapping[str, int],
+    conditions: Conditions,
 ) -> list[Score]:
     """What lm-eval found.
 
     results: of `lm_eval.evaluate` with samples. tasks: lm-eval's task objects. contents: a hash of each task's
-    configuration and questions. truncated, apart: requests of each task, see Score.
+    configuration and questions. truncated, apart: requests of each task, see Score. conditions: those asked for; a task
+    that has no more documents than the limit has none.
     """
     scores = []
     for name, metrics in results["results"].items():
         samples = results["samples"][name]
+        documents = results["n-samples"][name]
+        whole = documents["effective"] == documents["original"]
         asked = task_hash(contents[name], samples[0]["arguments"])
         ties = sum(_tied(sample["filtered_resps"]) for sample in samples) if _chooses(tasks[name]) else 0
         for metric, value, error, chance in _measured(tasks[name], metrics, samples):
@@ -167,6 +198,7 @@ def collect(
                     truncated=truncated[name],
                     apart=apart[name],
                     ties=ties,
+                    conditions=replace(conditions, limit=None) if whole else conditions,
                 )
             )
     return scores

@@ -65,7 +65,11 @@ def sweep(name: str, overrides: list[str], jobs: int, only: str | None, out: Pat
                 f"{results}: {point.label} was run under another recipe; give --out another folder, or remove this one"
             )
     missing = [Call(name, overrides, point) for point in wanted if _key(point) not in done]
-    console.print(f"{recipe.name}: {len(wanted)} runs, {len(wanted) - len(missing)} finished already", highlight=False)
+    console.print(
+        f"{recipe.name}: {len(wanted)} runs, {len(wanted) - len(missing)} finished already",
+        highlight=False,
+        markup=False,
+    )
     return _run(missing, jobs, results, console)
 
 
@@ -81,7 +85,7 @@ def _run(todo: list[Call], jobs: int, results: Path, console: Console) -> list[s
             else:
                 append_records(results, [outcome.value])
                 said = _said(outcome.value)
-            console.print(f"{ended}/{len(todo)} | {label}: {said}", highlight=False, soft_wrap=True)
+            console.print(f"{ended}/{len(todo)} | {label}: {said}", highlight=False, markup=False, soft_wrap=True)
     return failed
 
 

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written aside, flushed to disk, then renamed. And files of one record a line."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -42,8 +43,21 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def to_json(value: Any, indent: int | None = 1) -> str:
+    """JSON with null for numbers that are not finite: it has no other word for them."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(x) for key, x in value.items()}
+    return [_finite(x) for x in value] if isinstance(value, list | tuple) else value
+
+
 def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Add a line of JSON for each record, in one write; a missing file is made.
+    """Add a line of JSON for each record, in one write; a missing file is made. Numbers that are not finite are null.
 
     A process killed meanwhile leaves at most one broken line, and nothing is ever added to that one.
     """
@@ -51,7 +65,7 @@ def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         broken = file.read(1) not in (b"", b"\n")
-        file.write(("\n" * broken + "".join(json.dumps(record) + "\n" for record in records)).encode())
+        file.write(("\n" * broken + "".join(to_json(record, None) + "\n" for record in records)).encode())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from ..parts.shape import ModelShape
 from ..recipe.layers import LayerSpec
 from .block import Block
 from .cache import Cache
+from .filling import fill
 from .generate import generate
 from .loss import cap, full_cross_entropy, linear_cross_entropy, shift_labels
 from .output import Output
@@ -221,14 +222,15 @@ class HybridLM(nn.Module):
 
     @classmethod
     def from_run(cls, path: "str | Path | Run", device: str | torch.device = "cpu") -> "HybridLM":
-        """The model of a run folder with the weights of its newest checkpoint, in evaluation mode."""
+        """The model of a run folder with the weights of its newest checkpoint, in evaluation mode.
+
+        Raises CheckpointError when they are not the weights of its recipe.
+        """
         from ..run import Run
 
         run = path if isinstance(path, Run) else Run(path)
-        model, weights = cls(run.recipe.model), run.weights()
-        if model.config.tie_embeddings:
-            weights["lm_head.weight"] = weights["embed.weight"]  # stored once
-        model.load_state_dict(weights)
+        model = cls(run.recipe.model)
+        fill(model, run.weights(), run.newest_checkpoint(), model.config.tie_embeddings)
         return model.to(device).eval()
 
 

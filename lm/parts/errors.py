@@ -8,7 +8,9 @@ EXTRAS = {"lm_eval": "eval", "scipy": "eval", "transformers": "hf"}
 
 
 class UserError(Exception):
-    """The command line prints these as one line and exits with 1. The message says what to change."""
+    """The command line prints these as one line and exits with `code`. The message says what to change."""
+
+    code: int = 1
 
 
 class ConfigError(UserError, ValueError):
@@ -29,6 +31,14 @@ class NaNError(UserError, FloatingPointError):
 
 class Caution(UserWarning):
     """Nothing failed, but the result may not be what was meant. The command line prints it as one line."""
+
+
+class Interrupted(UserError):
+    """A signal ended the work; code: 128 and its number, as a shell says it."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
 
 
 @contextmanager

@@ -75,6 +75,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {text!r} is not valid YAML; quote it") from None
+    if isinstance(value, str) and text.strip()[:1] not in ("'", '"', "|", ">"):
+        value = text.strip()  # a plain text in full: `#` begins no comment on a command line
     node = tree
     for part in parents:
         node = node.setdefault(part, {})

@@ -3,6 +3,7 @@
 A recipe is a YAML file. `extends: NAME` starts from another recipe; `KEY=VALUE` overrides with dotted keys come last.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,8 +62,8 @@ class Recipe(Strict):
         return found[name]
 
     def run_folder(self) -> Path:
-        """Where this recipe's run lives."""
-        return Path(self.train.out.format(name=self.name)).expanduser()
+        """Where this recipe's run lives: train.out with the name in it; other braces stand for themselves."""
+        return Path(os.path.expanduser(self.train.out.replace("{name}", self.name)))
 
     def to_yaml(self) -> str:
         """The merged recipe, as written into the run folder; `Recipe.load` reads it back unchanged."""

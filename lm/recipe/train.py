@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..parts.errors import ConfigError
 from ..parts.strict import Strict
 
 
@@ -37,12 +38,20 @@ class CheckpointConfig(Strict):
     keep_every: int = Field(default=0, ge=0, description="checkpoints at multiples of this are never rotated away")
 
 
+LARGEST = 8
+"""Sequences per forward and process where a recipe does not say."""
+
+
 class TrainConfig(Strict):
     """The loop. A step consumes `batch` sequences of `model.context` tokens over all processes."""
 
     steps: int = Field(gt=0)
     batch: int = Field(default=8, gt=0, description="sequences per optimizer step, over all processes")
-    micro_batch: int = Field(default=8, gt=0, description="sequences per forward and process")
+    micro_batch: int | None = Field(
+        default=None,
+        gt=0,
+        description=f"sequences per forward and process; default: as many as divide a process's share, up to {LARGEST}",
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     activation_checkpointing: bool = False
@@ -53,5 +62,32 @@ class TrainConfig(Strict):
     valid_batches: int | None = Field(
         default=None, gt=0, description="micro-batches per validation set; default: all of it"
     )
+    max_skipped: int = Field(
+        default=20, gt=0, description="steps skipped in a row, for want of a finite gradient, that end the run"
+    )
     checkpoint: CheckpointConfig = CheckpointConfig()
     out: str = Field(default="runs/{name}", description="run folder")
+
+    def sequences_per_forward(self, world_size: int = 1) -> int:
+        """`micro_batch`, or what follows from the batch and the number of processes.
+
+        Raises ConfigError when the processes cannot share the batch, or micro-batches do not divide a share.
+        """
+        share, left = divmod(self.batch, world_size)
+        if left:
+            below, above = self.batch - left, self.batch - left + world_size
+            fix = f"{below} or {above}" if below else str(above)
+            raise ConfigError(f"train.batch={self.batch}: {world_size} processes cannot share it evenly; use {fix}")
+        divisors = [n for n in range(1, share + 1) if share % n == 0]
+        if self.micro_batch is None:
+            return max(n for n in divisors if n <= LARGEST)
+        if self.micro_batch not in divisors:
+            raise ConfigError(
+                f"train.micro_batch={self.micro_batch}: does not divide the {share} sequences that each of "
+                f"{world_size} processes has of train.batch={self.batch}; use {_listed(divisors)}, or leave it out"
+            )
+        return self.micro_batch
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])

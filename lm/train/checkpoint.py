@@ -26,14 +26,14 @@ from torch import Tensor
 from ..data.files import flush
 from ..parts.errors import CheckpointError, ConfigError
 from ..recipe.train import CheckpointConfig
-from ..run import checkpoint_steps, latest_checkpoint, open_tensors
+from ..run import checkpoint_steps, differences, latest_checkpoint, open_tensors
 from .faults import on_main, together
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 FORMAT = 1
-PARTIAL = ".partial"
+PARTIAL, REPLACED = ".partial", ".replaced"
 
 
 class Checkpoints:
@@ -44,22 +44,35 @@ class Checkpoints:
     def __init__(self, folder: Path, config: CheckpointConfig, architecture: dict[str, Any]):
         self.folder, self.config = Path(folder), config
         self.architecture = json.loads(json.dumps(architecture))
+        on_main(self._clear)
+
+    def _clear(self) -> None:
+        """Remove what killed saves left; a checkpoint that was to be replaced and was not is one again."""
+        for replaced in self.folder.glob(f".step-*{REPLACED}"):
+            target = self.folder / replaced.name.removeprefix(".").removesuffix(REPLACED)
+            if target.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(target)
         for leftover in self.folder.glob(f".step-*{PARTIAL}"):
-            shutil.rmtree(leftover, ignore_errors=True)  # all processes of a run may be at it
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""
         return latest_checkpoint(self.folder)
 
-    def save(self, engine: "Engine", step: int, extra: dict[str, Any]) -> Path:
+    def save(self, engine: "Engine", step: int, extra: dict[str, Any], *, rotate: bool = True) -> Path:
         """Write the training state after `step` steps, then drop the checkpoints that are not kept; collective.
 
-        extra: anything JSON can hold; `load` returns it. Raises CheckpointError on every rank when the disk refuses.
+        extra: anything JSON can hold; `load` returns it. rotate: False drops none. Raises CheckpointError on every rank
+        when the disk refuses.
         """
         model, optimizer = engine.export_state()
         target = self.folder / f"step-{step:06d}"
         state = {"format": FORMAT, "step": step, "architecture": self.architecture, "extra": extra}
         on_main(lambda: self._keep(target, model, optimizer, state))
+        if rotate:
+            on_main(self._rotate)
         return target
 
     def load(self, engine: "Engine", path: Path) -> dict[str, Any]:
@@ -78,26 +91,24 @@ class Checkpoints:
 
     def _open(self, path: Path, stack: ExitStack, shapes: dict[str, tuple[int, ...]]) -> tuple[dict, Any, Any]:
         """state.json, the model's tensors and the optimizer's (None of an imported model), all known to fit."""
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if (found := state["format"]) != FORMAT:
-            raise ConfigError(f"{path}: checkpoint format {found}, this version reads {FORMAT}; start a new run")
+        state = _read_state(path)
         imported = not (path / "optimizer.safetensors").is_file()
         if imported and state["step"]:
             raise CheckpointError(
                 f"{path}: has no optimizer.safetensors; restore it, or move the folder away to go on from an older one"
             )
         left_out = {"context"} if imported else set()
-        _check(path, "model.", _differences(_without(state["architecture"], left_out), self.architecture))
-        model = stack.enter_context(open_tensors(path / "model.safetensors"))
+        _check(path, "model.", differences(_without(state["architecture"], left_out), self.architecture))
+        model = stack.enter_context(_open_file(path / "model.safetensors"))
         stored = {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()}  # noqa: SIM118
-        _check(path, "tensor ", _differences(stored, shapes, absent="nothing"))
-        optimizer = None if imported else stack.enter_context(open_tensors(path / "optimizer.safetensors"))
+        _check(path, "tensor ", differences(stored, shapes, absent="nothing"))
+        optimizer = None if imported else stack.enter_context(_open_file(path / "optimizer.safetensors"))
         return state, model, optimizer
 
     def _keep(
         self, target: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]
     ) -> None:
-        """Write the three files, then drop what is not kept. Raises CheckpointError when the disk refuses."""
+        """Write the three files. Raises CheckpointError when the disk refuses."""
         optimizer |= {f"rng.{device}": tensor for device, tensor in _rng_states()}
         size = sum(tensor.nbytes for tensor in (*model.values(), *optimizer.values()))
         try:
@@ -106,7 +117,6 @@ class Checkpoints:
             self._write(target, model, optimizer, json.dumps(state, indent=1))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(self._explain(target, size, error)) from error
-        self._rotate()
 
     def _write(self, target: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: str) -> None:
         """The three files, whole or not at all."""
@@ -118,10 +128,12 @@ class Checkpoints:
             (partial / "state.json").write_text(state, encoding="utf-8")
             for file in (*partial.iterdir(), partial):
                 flush(file)
+            replaced = target.with_name(f".{target.name}{REPLACED}")
             if target.exists():
-                self._remove(target)
+                target.rename(replaced)
             partial.rename(target)
             flush(self.folder)
+            shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -147,6 +159,31 @@ class Checkpoints:
         )
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    """state.json. Raises CheckpointError when it is missing or not whole, ConfigError for another format."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        found = state["format"]
+        if found == FORMAT and not {"step", "architecture", "extra"} <= state.keys():
+            raise KeyError("step, architecture or extra")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(path, f"state.json: {error}") from error
+    if found != FORMAT:
+        raise ConfigError(f"{path}: checkpoint format {found}, this version reads {FORMAT}; start a new run")
+    return state
+
+
+def _open_file(path: Path) -> Any:
+    try:
+        return open_tensors(path)
+    except (OSError, SafetensorError) as error:
+        raise _broken(path.parent, f"{path.name}: {error}") from error
+
+
+def _broken(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: not a whole checkpoint: {why}; move the folder away to go on from an older one")
+
+
 def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}{PARTIAL}")
 
@@ -154,20 +191,6 @@ def _partial(target: Path) -> Path:
 def _free(folder: Path) -> int:
     """Free bytes on the disk that holds, or will hold, `folder`."""
     return shutil.disk_usage(next(path for path in (folder, *folder.resolve().parents) if path.exists())).free
-
-
-def _differences(stored: dict[str, Any], wanted: dict[str, Any], absent: Any = None) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted names whose values differ, with both. Without `absent`, names that only one side has do not count: a
-    checkpoint is older than the options that were added since.
-    """
-    for name in {**wanted, **stored}:
-        if absent is None and not (name in stored and name in wanted):
-            continue
-        old, new = stored.get(name, absent), wanted.get(name, absent)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from ((f"{name}.{key}", a, b) for key, a, b in _differences(old, new, absent))
-        elif old != new:
-            yield name, old, new
 
 
 def _without(values: dict[str, Any], names: set[str]) -> dict[str, Any]:

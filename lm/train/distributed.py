@@ -12,7 +12,12 @@ import torch.distributed as dist
 
 def launched() -> bool:
     """Whether a launcher says that this process is one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return processes() > 1
+
+
+def processes() -> int:
+    """How many a launcher says there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start_process_group() -> None:

@@ -138,7 +138,7 @@ def _settings(model: nn.Module, train: TrainConfig, clip: float) -> dict[str, An
     n_parameters = sum(p.numel() for p in model.parameters())
     bucket = min(MAX_BUCKET, n_parameters + n_parameters % 2)  # DeepSpeed wants an even number
     return {
-        "train_micro_batch_size_per_gpu": train.micro_batch,  # demanded, used for nothing here
+        "train_micro_batch_size_per_gpu": 1,  # demanded, used for nothing here
         "managed_gradient_accumulation": False,  # backward only adds, step() is the boundary: as in PyTorch
         "gradient_clipping": clip,
         "steps_per_print": None,

@@ -7,7 +7,7 @@ launcher ends them. So nothing collective belongs inside `together` or `on_main`
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
@@ -23,18 +23,22 @@ class Failure(NamedTuple):
 
     kind: type[Exception]
     arguments: tuple[Any, ...]
+    code: int | None = None
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
         """What the command line prints as one line keeps its class; of anything else the text has to do."""
         if isinstance(error, UserError):
-            return cls(type(error), (str(error),))
+            return cls(type(error), (str(error),), error.code)
         if isinstance(error, OSError) and error.errno is not None:
             return cls(OSError, (error.errno, error.strerror, error.filename))
         return cls(RuntimeError, (f"rank {dist.get_rank()} failed: {type(error).__name__}: {error}",))
 
     def error(self) -> Exception:
-        return self.kind.__new__(self.kind, *self.arguments)  # its __init__ may take something else than the text
+        error = self.kind.__new__(self.kind, *self.arguments)  # its __init__ may take something else than the text
+        if isinstance(error, UserError) and self.code is not None:
+            error.code = self.code
+        return error
 
 
 @contextmanager
@@ -56,9 +60,27 @@ def together() -> Iterator[None]:
     dist.all_gather_object(failures, mine and Failure.of(mine))
     for rank, failure in enumerate(failures):
         if failure and mine and rank == dist.get_rank():
-            raise mine
+            raise _told(mine)
         if failure:
-            raise failure.error() from mine
+            raise _told(failure.error()) from mine
+
+
+def told(error: Exception) -> bool:
+    """Whether every rank has raised this error, so that one is enough to print it.
+
+    A launch whose processes have not met yet meets here: with those that fail as well, or at the others' first
+    `together`.
+    """
+    if launched() and not dist.is_initialized():
+        with suppress(Exception), together():
+            raise error
+        return True
+    return bool(getattr(error, "told", False))
+
+
+def _told(error: Exception) -> Exception:
+    error.told = True  # type: ignore[attr-defined]
+    return error
 
 
 def on_main(work: Callable[[], T]) -> T:

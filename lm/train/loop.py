@@ -4,7 +4,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,12 @@ from ..model import HybridLM
 from ..recipe.recipe import Recipe
 from ..run import Run
 from .checkpoint import Checkpoints
+from .distributed import processes
 from .engine import Engine
-from .faults import on_main
+from .faults import on_main, together
+from .health import Health
 from .schedule import learning_rate
+from .signals import Signals, agreed, end
 from .telemetry import Telemetry
 
 
@@ -58,14 +61,15 @@ class Totals:
             for name, value in sums.items():
                 mine[name] = mine[name] + value if name in mine else value
 
-    def reduce(self, engine: Engine) -> "Totals":
-        """The sums over all processes, the first that the host gets to see of them."""
+    def reduce(self, engine: Engine, counts: Sequence[float] = ()) -> tuple["Totals", list[float]]:
+        """The sums over all processes, the first that the host gets to see of them, and those of `counts` with them."""
         names = sorted(self.losses)
-        sums = (self.nll, self.targets, *(self.losses[name] for name in names))
+        sums = (self.nll, self.targets, *counts, *(self.losses[name] for name in names))
         flat = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=engine.device) for x in sums])
-        nll, targets, *losses = engine.all_reduce(flat).tolist()
+        nll, targets, *rest = engine.all_reduce(flat).tolist()
+        counted, losses = rest[: len(counts)], rest[len(counts) :]
         stats = {i: {k: engine.all_reduce(v) for k, v in s.items()} for i, s in self.stats.items()}
-        return Totals(nll, int(targets), dict(zip(names, losses, strict=True)), stats)
+        return Totals(nll, int(targets), dict(zip(names, losses, strict=True)), stats), counted
 
     def means(self) -> dict[str, float]:
         """Mean negative log likelihood and auxiliary losses per target."""
@@ -81,40 +85,76 @@ class Trainer:
             torch.set_num_threads(recipe.train.threads)
         torch.manual_seed(recipe.seed)
         self.recipe, self.prepared, self.folder, self.hooks = recipe, prepared, run, hooks
+        with together():  # what every process refuses is said once
+            learning_rate(0, recipe.train.steps, recipe.optim)
+            self.micro_batch = recipe.train.sequences_per_forward(processes())
         self.model = HybridLM(recipe.model)
         self.engine = Engine(self.model, recipe.optim, recipe.train, recipe.train.steps)
-        self.loader = Loader(
-            prepared.train,
-            prepared.weights,
-            context=recipe.model.context,
-            batch=recipe.train.batch,
-            micro_batch=recipe.train.micro_batch,
-            seed=recipe.seed,
-            rank=self.engine.rank,
-            world_size=self.engine.world_size,
-        )
+        with together():
+            self.loader = Loader(
+                prepared.train,
+                prepared.weights,
+                context=recipe.model.context,
+                batch=recipe.train.batch,
+                micro_batch=self.micro_batch,
+                seed=recipe.seed,
+                rank=self.engine.rank,
+                world_size=self.engine.world_size,
+            )
         self.checkpoints = Checkpoints(run.checkpoints, recipe.train.checkpoint, recipe.model.model_dump(mode="json"))
         self.telemetry = Telemetry(run, recipe, self.model, self.engine, console)
+        self.health = Health(min(recipe.train.max_skipped, recipe.train.steps))
+        self.signals = Signals(self.engine.is_main)
         self.skipped = 0
         self.step = self._resume()
 
     def run(self) -> None:
-        """Train to the last step, validate, save. Does only the latter when the run has already ended."""
+        """Train to the last step. A step is saved before it is measured: a measurement that fails loses nothing.
+
+        Raises NaNError when the steps are skipped one after the other, Interrupted when a signal came.
+        """
         train = self.recipe.train
-        with self.telemetry:
-            while self.step < train.steps:
-                self._train_step()
-                last = self.step == train.steps
-                if last or _due(self.step, train.valid_every):
-                    self.validate()
-                for hook in self.hooks:
-                    if not last and _due(self.step, hook.every):
-                        self._measure(hook)
-                if last or _due(self.step, train.checkpoint.every):
-                    self.save()
+        owed = on_main(self._owed)
+        if self.step < train.steps or owed:
+            with self.telemetry, self.signals:
+                self._measure(owed)
+                while self.step < train.steps:
+                    sent = self._train_step()
+                    last = self.step == train.steps
+                    self.health.check(self.step, last=last, kept=self._kept)
+                    if last or sent or _due(self.step, train.checkpoint.every):
+                        self.save()
+                    if sent:
+                        end(sent, self.step, self._kept())
+                    self._measure(self._due())
         self.engine.close()
 
-    def _train_step(self) -> None:
+    def _due(self) -> set[str]:
+        """The kinds of record that belong to the present step: validation sets, and hooks at all steps but the last."""
+        if not self.step:
+            return set()
+        last = self.step == self.recipe.train.steps
+        valid = self.prepared.valid if last or _due(self.step, self.recipe.train.valid_every) else ()
+        hooks = (hook for hook in self.hooks if not last and _due(self.step, hook.every))
+        return {*(f"valid/{name}" for name in valid), *(f"eval/{hook.name}" for hook in hooks)}
+
+    def _owed(self) -> set[str]:
+        """What a run that was stopped between saving and measuring has left out."""
+        return self._due() - {record["kind"] for record in self.folder.metrics() if record["step"] == self.step}
+
+    def _measure(self, kinds: set[str]) -> None:
+        self.validate({name for name in self.prepared.valid if f"valid/{name}" in kinds})
+        for hook in self.hooks:
+            if f"eval/{hook.name}" in kinds:
+                self._call(hook)
+
+    def _kept(self) -> str:
+        """What the run would go on from, in words."""
+        newest = self.checkpoints.latest()
+        return f"the newest checkpoint is {newest}" if newest else "there is no checkpoint"
+
+    def _train_step(self) -> int:
+        """One optimizer step; returns the signal that some rank was sent, or 0."""
         started = time.perf_counter()
         batches = self.loader.next_step()
         waited = time.perf_counter() - started
@@ -131,11 +171,16 @@ class Trainer:
         result = self.engine.step(lr)
         self.step += 1
         self.skipped += not result.applied
-        totals = totals.reduce(self.engine)
+        totals, signals = totals.reduce(self.engine, self.signals.noted())
         layers = self._notify_mixers(totals.stats)
-        record = {**totals.means(), "norm": result.grad_norm, "lr": lr, "skipped": self.skipped, **layers}
-        tokens = self.recipe.train.batch * self.recipe.model.context
+        means = totals.means()
+        self.health.count(result.applied, means["loss"])
+        record = {**means, "norm": result.grad_norm, "lr": lr, "skipped": self.skipped, **layers}
+        context = self.recipe.model.context
+        record["tokens"] = self.loader.sequences * context  # of all steps, whatever their batches were
+        tokens = self.recipe.train.batch * context
         self.telemetry.train_step(self.step, record, tokens, time.perf_counter() - started, waited)
+        return agreed(signals)
 
     def _forward(self, batch: Batch) -> Any:
         ids = batch.input_ids.to(self.engine.device)
@@ -149,33 +194,39 @@ class Trainer:
                 record[f"layer{mixer.index}/{name}"] = value
         return record
 
-    def validate(self) -> None:
-        """Log the loss and bits per byte of every validation set: of `valid_batches` of it, of all of it at the end."""
+    def validate(self, names: Collection[str]) -> None:
+        """Log the loss and bits per byte of validation sets: of `valid_batches` of each, of all of it at the end."""
         limit = None if self.step == self.recipe.train.steps else self.recipe.train.valid_batches
         for name, datasets in self.prepared.valid.items():
-            self.telemetry.valid(self.step, name, self._score(datasets, limit))
+            if name in names:
+                self.telemetry.valid(self.step, name, self._score(datasets, limit))
 
     @torch.no_grad()
     def _score(self, datasets: list[PackedDataset], limit: int | None) -> dict[str, float]:
-        context, micro_batch = self.recipe.model.context, self.recipe.train.micro_batch
-        batches = valid_batches(datasets, context=context, micro_batch=micro_batch, limit=limit)
+        context = self.recipe.model.context
+        batches = valid_batches(datasets, context=context, micro_batch=self.micro_batch, limit=limit)
         self.model.eval()
         totals = Totals()
         for batch, counts in _share(batches, self.engine.rank, self.engine.world_size):
             output = self._forward(batch)
             totals.add(output.loss, output.aux_losses, {}, batch.n_targets if counts else 0)
-        loss = totals.reduce(self.engine).means()["loss"]
+        loss = totals.reduce(self.engine)[0].means()["loss"]
         # a document of n tokens has n - 1 targets: all but the one that opens it
         targets = sum(d.n_tokens - d.n_documents for d in datasets)
         return {"loss": loss, "bits_per_byte": loss / math.log(2) * targets / sum(d.n_bytes for d in datasets)}
 
-    def _measure(self, hook: Hook) -> None:
+    def _call(self, hook: Hook) -> None:
         on_main(lambda: self.telemetry.measured(self.step, hook.name, hook.measure(self.model, self.step)))
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the next step depends on."""
+        """Write a checkpoint of everything that the next step depends on; of a run that skips its steps, none.
+
+        Only the last step of one is kept, beside those that were there: its weights are those of the latest good step.
+        """
         on_main(self.telemetry.flush)
-        self.checkpoints.save(self.engine, self.step, {"loader": self.loader.state_dict(), "skipped": self.skipped})
+        if self.health.well or self.step == self.recipe.train.steps:
+            extra = {"loader": self.loader.state_dict(), "skipped": self.skipped}
+            self.checkpoints.save(self.engine, self.step, extra, rotate=self.health.well)
 
     def _resume(self) -> int:
         newest = on_main(self.checkpoints.latest)  # one answer: a network's folder may look different to two nodes
@@ -184,7 +235,8 @@ class Trainer:
         extra = self.checkpoints.load(self.engine, newest)
         if extra["step"] == 0:  # imported weights: nothing has been trained on yet
             return 0
-        self.loader.load_state_dict(extra["loader"])
+        with together():
+            self.loader.load_state_dict(extra["loader"])
         self.skipped = extra["skipped"]
         step = int(extra["step"])
         self.telemetry.resumed(step)

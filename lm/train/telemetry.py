@@ -31,6 +31,7 @@ class Telemetry:
         self.peak = device_peak(engine.device)
         self.pending: list[dict[str, Any]] = []
         self.window: deque[tuple[int, float, float]] = deque(maxlen=recipe.train.log_every)
+        self.first = 1  # the step from which on this process logs
         self.board: Any = None
         self.progress: Progress | None = None
 
@@ -41,9 +42,16 @@ class Telemetry:
     def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where a run starts
 
-        self.board = SummaryWriter(str(self.run.folder / "tensorboard"))
+        if self.run.metrics_file.is_file():  # what an earlier process logged from there on has not come to be
+            self.pending.append({"kind": "resumed", "step": self.first - 1, "time": time.time()})
+        self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.first)
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self.progress = Progress(*columns, console=self.console, transient=True)
             self.task = self.progress.add_task("train", total=self.recipe.train.steps)
             self.progress.start()
@@ -56,9 +64,9 @@ class Telemetry:
             self.board.close()
 
     def train_step(self, step: int, record: dict[str, float], tokens: int, seconds: float, waited: float) -> None:
-        """Log one optimizer step; every `log_every` steps a line is printed."""
+        """Log one optimizer step of so many tokens; every `log_every` steps a line is printed."""
         self.window.append((tokens, seconds, waited))
-        self._keep("train", step, {**record, "seconds": seconds, "tokens": step * tokens})
+        self._keep("train", step, {**record, "seconds": seconds})
         if self.progress:
             self.progress.update(self.task, completed=step)
         if step % self.recipe.train.log_every == 0 or step in (1, self.recipe.train.steps):
@@ -100,6 +108,7 @@ class Telemetry:
 
     def resumed(self, step: int) -> None:
         """Say where the run goes on."""
+        self.first = step + 1
         self._say(f"resumed {self.run.folder} at step {step}")
 
     def flush(self) -> None:
@@ -117,7 +126,7 @@ class Telemetry:
 
     def _say(self, text: str) -> None:
         if self.main:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def log_measured(run: Run, step: int, name: str, values: dict[str, float]) -> None:

@@ -1,12 +1,15 @@
 """`hybridlm eval`: what a run's folder holds afterwards, and what is refused before anything is computed."""
 
 import copy
+import json
+import math
 
 import pytest
 import torch
 from rich.console import Console
 
-from hybridlm.eval.benchmarks.scores import Scores
+from hybridlm.eval.benchmarks.conditions import Conditions
+from hybridlm.eval.benchmarks.scores import Score, Scores
 from hybridlm.eval.benchmarks.suites import SUITES
 from hybridlm.eval.measurement import LONG
 from hybridlm.eval.needles.measurement import NeedlesMeasurement
@@ -40,8 +43,60 @@ def test_results_of_several_evaluations_are_kept_together(run_folder):
     run_suite(run_folder, None, ["sciq", "piqa"], limit=2, console=quiet(), batch_tokens=512)
     run_suite(run_folder, None, ["sciq", "copa"], console=quiet(), batch_tokens=512)
     kept = Scores.load(path)
-    assert {(score.task, score.n) for score in kept.scores} == {("piqa", 2), ("sciq", 3), ("copa", 2)}
+    found = {(score.task, score.n, str(score.conditions).partition(",")[0]) for score in kept.scores}
+    assert found == {
+        ("sciq", 2, "first 2 documents"),
+        ("sciq", 3, "all documents"),
+        ("copa", 2, "all documents"),
+        ("piqa", 2, "first 2 documents"),
+    }
     assert kept.checkpoint == "step-000007" and kept.limit is None and kept.max_length == 256
+
+
+def test_a_score_is_replaced_only_by_one_of_the_same_conditions(run_folder, monkeypatch):
+    path = run_folder / "eval" / "step-000007" / "tasks.json"
+
+    def kept(**how) -> list[str]:
+        run_suite(run_folder, None, ["sciq"], console=quiet(), batch_tokens=512, **how)
+        return [str(score.conditions) for score in Scores.load(path).scores if score.metric == "acc"]
+
+    whole, quick, shots = (
+        "all documents, 0-shot, 256 tokens",
+        "first 2 documents, 0-shot, 256 tokens",
+        "all documents, ",
+    )
+    assert kept() == [whole]
+    assert kept(limit=2) == [whole, quick]
+    assert kept(limit=2) == [whole, quick]
+    assert kept(limit=99) == [quick, whole]  # no more than there are: the same as all of them
+    shots += "1-shot drawn by seed 4, 256 tokens"
+    assert kept(num_fewshot=1, fewshot_seed=4) == [quick, whole, shots]
+    assert kept(max_length=64)[-1] == "all documents, 0-shot, 64 tokens" and len(kept(max_length=64)) == 4
+    assert [name.name for name in path.parent.iterdir()] == ["tasks.json"]
+
+
+def test_a_score_without_conditions_gives_way_to_the_same_one_with_them_and_to_no_other(run_folder):
+    """Files of older versions."""
+    path = run_folder / "eval" / "step-000007" / "tasks.json"
+    run_suite(run_folder, None, ["sciq"], console=quiet(), batch_tokens=512)
+    content = json.loads(path.read_text())
+    for one in content["scores"]:
+        del one["conditions"]
+    path.write_text(json.dumps(content))
+    run_suite(run_folder, None, ["sciq"], limit=2, console=quiet(), batch_tokens=512)
+    found = [(score.n, score.conditions) for score in Scores.load(path).scores if score.metric == "acc"]
+    assert found == [(3, None), (2, Conditions(256, 2))]
+    run_suite(run_folder, None, ["sciq"], console=quiet(), batch_tokens=512)
+    found = [(score.n, score.conditions) for score in Scores.load(path).scores if score.metric == "acc"]
+    assert found == [(2, Conditions(256, 2)), (3, Conditions(256))]
+
+
+def test_a_score_that_is_not_finite_is_null_in_a_file_of_plain_json(tmp_path):
+    score = Score("t", "perplexity", math.inf, None, 3, None, "abc", 0, 0, 0, Conditions(64))
+    Scores([score], "step-1", 64, None, "model").save(tmp_path / "tasks.json")
+    plain = json.loads((tmp_path / "tasks.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert plain["scores"][0]["value"] is None
+    assert math.isnan(Scores.load(tmp_path / "tasks.json").scores[0].value)
 
 
 def test_other_weights_do_not_inherit_scores(run_folder, attention_model, monkeypatch):

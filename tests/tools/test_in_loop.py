@@ -148,7 +148,7 @@ def test_from_the_command_line_a_run_is_measured_at_its_newest_checkpoint(tiny_r
 
 
 def test_a_suite_brings_its_measurements_beside_those_with_options(tiny_recipe, tmp_path):
-    run = Run.create(Recipe.load(tiny_recipe, ["eval.suites=[long]", f"eval.probes=[{PROBE}]", "eval.every=5"]))
+    run = Run.of(Recipe.load(tiny_recipe, ["eval.suites=[long]", f"eval.probes=[{PROBE}]", "eval.every=5"]))
     tokenizer = SimpleNamespace(front=(1,))
     asked = measurements_of(run.recipe, tokenizer)  # type: ignore[arg-type]
     assert [one.name for one in asked] == ["needles", "positions", "token_probes"]

@@ -12,6 +12,7 @@ from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.tools.report_page.charts import COLOURS, heat_map
 from hybridlm.tools.report_page.collect import collect
 from hybridlm.tools.report_page.page import write_page
+from hybridlm.tools.report_page.sections import benchmarks
 
 RECIPE = """name: {name}
 model: {{vocab_size: 61, d_model: 32, n_layers: 2, context: 16, pattern: [gated_deltanet, attention]}}
@@ -250,3 +251,22 @@ def test_nothing_to_show_is_an_error_and_leaves_the_old_page(tmp_path):
     with pytest.raises(ConfigError, match="nothing logged yet; train it first: hybridlm train"):
         write_page([run], target)
     assert target.read_text() == "old"
+
+
+def test_scores_of_one_task_under_several_conditions_have_rows_of_their_own_that_say_them(tmp_path):
+    def under(value: float, n: int, **conditions) -> dict:
+        how = {"max_length": 256, "limit": None, "num_fewshot": 0, "fewshot_seed": None, **conditions}
+        return {"task": "piqa", "value": value, "stderr": 0.01, "task_hash": "a", "n": n, "conditions": how}
+
+    whole, quick = under(0.7, 100), under(0.9, 3, limit=3)
+    long, shots = under(0.75, 100, max_length=512), under(0.8, 100, num_fewshot=5, fewshot_seed=1)
+    one = make_run(tmp_path / "one", [whole, quick, shots])
+    two = make_run(tmp_path / "two", [long, under(0.6, 100, max_length=64)])
+    [panel] = benchmarks(collect([one, two])[0]).panels
+    rows = [[cell.text for cell in row] for row in panel.rows]
+    assert [(row[2], row[4], row[5], row[6]) for row in rows] == [
+        ("100", "0.7000", "0.7500", "all documents, 0-shot, 256 or 512 tokens"),
+        ("3", "0.9000", "-", "first 3 documents, 0-shot, 256 tokens"),
+        ("100", "0.8000", "-", "all documents, 5-shot drawn by seed 1, 256 tokens"),
+        ("100", "-", "0.6000", "all documents, 0-shot, 64 tokens"),
+    ]

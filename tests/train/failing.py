@@ -32,7 +32,7 @@ PARTS = {
     "hook": ("hybridlm.eval.measurement.measured", NaNError("the model gives NaN; check its weights"), 0),
     "bug in a hook": ("hybridlm.eval.measurement.measured", KeyError("nowhere"), 0),
     "preparation": (f"{TOOLS}.pretrain.prepare_all", ConfigError("eval.tasks: task 'pica': unknown"), 0),
-    "data": (f"{TOOLS}.pretrain.Run.create", DataError("data: no network; run it again"), 1),
+    "data": (f"{TOOLS}.pretrain.prepare", DataError("data: no network; run it again"), 1),
     "disk": (f"{TRAIN}.checkpoint.save_file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 0),
     "log": (f"{TRAIN}.telemetry.append_records", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl"), 0),
     "checkpoint of one rank": (f"{TRAIN}.checkpoint._check", ConfigError("a checkpoint of another architecture"), 1),

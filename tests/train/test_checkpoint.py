@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,7 @@ def test_rotation_keeps_the_last_and_the_milestones(tmp_path):
 
 def test_latest_goes_by_number_and_ignores_what_is_no_checkpoint(tmp_path):
     assert latest_checkpoint(tmp_path / "nowhere") is None
+    (tmp_path / "step-3000000").write_text("a file")
     for name in ("step-999999", "step-1000000", "step-2000000.bak", "step-x", ".step-3000000.partial"):
         (tmp_path / name).mkdir()
     assert latest_checkpoint(tmp_path) == tmp_path / "step-1000000"
@@ -250,6 +252,53 @@ def test_a_killed_save_is_never_loaded_and_is_cleared_away(tmp_path):
             toy = Toy(0.0, (300_000,))
             extra = kept.load(toy, path)
             assert extra["value"] == extra["step"] and bool((toy.w == extra["value"]).all())
+
+
+def test_a_kill_between_the_renames_of_a_step_saved_again_loses_nothing(tmp_path, monkeypatch):
+    kept = toy_checkpoints(tmp_path)
+    kept.save(Toy(1.0), 5, {})
+    rename = Path.rename
+
+    def killed(self, target):
+        if self.name.endswith(module.PARTIAL):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        kept.save(Toy(2.0), 5, {})
+    assert saved(tmp_path) == [".step-000005.replaced"]
+    again, toy = toy_checkpoints(tmp_path), Toy()
+    assert saved(tmp_path) == ["step-000005"]
+    again.load(toy, tmp_path / "step-000005")
+    assert toy.w.tolist() == [1.0] * 4
+    shutil.copytree(tmp_path / "step-000005", tmp_path / ".step-000005.replaced")
+    toy_checkpoints(tmp_path)
+    assert saved(tmp_path) == ["step-000005"]
+
+
+BROKEN = {
+    "nothing": lambda path: [file.unlink() for file in path.iterdir()],
+    "junk": lambda path: (path / "state.json").write_text("junk"),
+    "half a state": lambda path: (path / "state.json").write_text('{"format": 1, "step": 3'),
+    "another state": lambda path: (path / "state.json").write_text('{"format": 1}'),
+    "a list": lambda path: (path / "state.json").write_text("[]"),
+    "half of the weights": lambda path: (path / "model.safetensors").write_bytes(b"half"),
+    "no weights": lambda path: (path / "model.safetensors").unlink(),
+    "half of the optimizer": lambda path: (path / "optimizer.safetensors").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_checkpoint_is_one_line(tmp_path, how):
+    kept = toy_checkpoints(tmp_path)
+    path = kept.save(Toy(), 3, {})
+    BROKEN[how](path)
+    with pytest.raises(
+        CheckpointError, match=r"step-000003: not a whole checkpoint: .*; move the folder away"
+    ) as error:
+        kept.load(Toy(), path)
+    assert "\n" not in str(error.value)
 
 
 def test_every_file_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from ...lm.data.files import read_records
 from ...lm.parts.errors import ConfigError
 from ...lm.recipe.layers import describe
 from ...lm.run import Run
+from ..records import rate
 
 SWEEP_FILE = "results.jsonl"
 
@@ -31,10 +32,6 @@ class RunView:
         """The logged records of one kind: train, valid or eval, of any set or hook."""
         return [record for record in self.records if record["kind"].partition("/")[0] == kind]
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.run.recipe.train.batch * self.run.recipe.model.context
-
     def series(self, kind: str) -> dict[str, list[tuple[int, float]]]:
         """{name: [(step, value)]} of what validation or in-loop evaluation measured."""
         series: dict[str, list[tuple[int, float]]] = {}
@@ -49,15 +46,14 @@ class RunView:
         recipe, steps = self.run.recipe, self.of_kind("train")
         last = steps[-1]["step"] if steps else None  # weights that came from elsewhere
         tail = steps[-20:]
-        seconds = sum(record["seconds"] for record in tail)
         return {
             "layers": describe(recipe.model.layer_specs()),
             "width": str(recipe.model.d_model),
             "context": f"{recipe.model.context:,}",
             "steps": "-" if last is None else f"{last:,} of {recipe.train.steps:,}",
-            "tokens": "-" if last is None else f"{last * self.tokens_per_step / 1e6:,.1f} M",
+            "tokens": "-" if last is None else f"{steps[-1]['tokens'] / 1e6:,.1f} M",
             "train loss": f"{sum(r['loss'] for r in tail) / len(tail):.3f}" if tail else "-",
-            "tokens/s": f"{len(tail) * self.tokens_per_step / seconds:,.0f}" if seconds else "-",
+            "tokens/s": f"{rate(steps):,.0f}" if steps else "-",
             "code": json.loads((self.run.folder / "code.json").read_text())["git"] if self._has_code else "-",
         }
 

@@ -3,11 +3,13 @@
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
+from ...eval.benchmarks.conditions import Conditions
 from ...eval.console import binary
 from ...eval.synthetic.sweep import best
-from ..records import valid_scores
+from ..records import tokens_at, valid_scores
 from . import charts
 from .collect import RunView, SweepView
 from .panels import Panel, Section, TableCell
@@ -32,7 +34,7 @@ def losses(runs: list[RunView]) -> Section:
         rates[run.name] = [(r["tokens"] / 1e6, r["lr"]) for r in steps]
         for name, points in run.series("valid").items():
             if name.endswith("/loss"):
-                at = [(step * run.tokens_per_step / 1e6, value) for step, value in points]
+                at = [(tokens_at(steps, step) / 1e6, value) for step, value in points]
                 curves[run.name][name.removesuffix("/loss")] = at
     panels = [Panel(charts=[charts.loss_chart(curves, rates)])] if any(rates.values()) else []
     return Section("Loss", panels, "Thin: each step. Thick: its moving average. Markers: validation sets.")
@@ -66,16 +68,18 @@ def during_training(runs: list[RunView]) -> Section:
 
 
 def benchmarks(runs: list[RunView]) -> Section:
-    """lm-eval scores with standard errors; a task that differs between runs, or its limit, has rows of its own."""
-    found: dict[tuple[str, str, str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
+    """lm-eval scores with standard errors; a task that differs between runs, or its conditions, has rows of its own."""
+    found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
     for i, run in enumerate(runs):
-        for score in run.evaluations.get("tasks", {}).get("scores", ()):
-            found[score["task"], score["metric"], score["task_hash"], score["n"]][i] = score
+        for score in _longest_first(run.evaluations.get("tasks", {}).get("scores", ())):
+            how = _conditions(score)
+            key = (score["task"], score["metric"], score["task_hash"], score["n"], how and how.asked)
+            found[(*key, how and how.max_length) if i in found[key] else key][i] = score
     versions: dict[str, set[str]] = defaultdict(set)
-    for task, _metric, task_hash, _n in found:
+    for task, _metric, task_hash, *_ in found:
         versions[task].add(task_hash)
     rows = []
-    for (task, metric, task_hash, n), by_run in found.items():
+    for (task, metric, task_hash, n, *_), by_run in found.items():
         values = [by_run[i]["value"] if i in by_run else None for i in range(len(runs))]
         errors = [by_run[i]["stderr"] if i in by_run else None for i in range(len(runs))]
         best = _best(values, higher=not any(word in metric for word in LOWER_IS_BETTER), errors=errors)
@@ -84,7 +88,7 @@ def benchmarks(runs: list[RunView]) -> Section:
         chance = "-" if any_score["chance"] is None else f"{any_score['chance']:.3f}"
         name = task if len(versions[task]) == 1 else f"{task} ({task_hash})"
         head = [TableCell(name, style="text"), TableCell(metric, style="text"), TableCell(f"{n:,}"), TableCell(chance)]
-        rows.append([*head, *cells, TableCell(_remarks(by_run), style="text")])
+        rows.append([*head, *cells, TableCell(", ".join(filter(None, (_how(by_run), _remarks(by_run)))), style="text")])
     header = ["task", "metric", "n", "chance"]
     panels = [_by_run(runs, header, rows, after=["remarks"])] if rows else []
     note = (
@@ -92,6 +96,25 @@ def benchmarks(runs: list[RunView]) -> Section:
         "the difference. A task that was not the same in all runs, in prompts or data, carries its hash."
     )
     return Section("Benchmarks", panels, note)
+
+
+def _conditions(score: dict[str, Any]) -> Conditions | None:
+    """None of a score that was kept without."""
+    return Conditions(**score["conditions"]) if score.get("conditions") else None
+
+
+def _longest_first(scores: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs are compared by the scores of their longest inputs, which differ with their contexts."""
+    return sorted(scores, key=lambda score: -(how.max_length if (how := _conditions(score)) else 0))
+
+
+def _how(by_run: dict[int, dict[str, Any]]) -> str:
+    """The conditions in words, with every length."""
+    found = [how for score in by_run.values() if (how := _conditions(score))]
+    if not found:
+        return ""  # of older versions
+    lengths = dict.fromkeys(str(how.max_length) for how in found)
+    return f"{found[0].asked}, {' or '.join(lengths)} tokens"
 
 
 def _remarks(by_run: dict[int, dict[str, Any]]) -> str:

@@ -1,0 +1,46 @@
+"""What a resumed run does differently from then on: RUN/changes.jsonl, a line for each key."""
+
+import json
+import time
+from typing import Any
+
+import yaml
+
+from ..data.files import append_records
+from ..parts.errors import ConfigError
+from ..recipe.recipe import Recipe
+from ..run import Run, code_revision, differences
+
+PLACES = ("train.out", "description", "grid")
+"""Keys of a recipe that say where a run lies and what it is called, not what it does."""
+
+
+def note_changes(run: Run, step: int) -> list[str]:
+    """Compare recipe and code with those that the folder holds, and keep what differs; returns a line for each key.
+
+    step: the one from which on the new values hold.
+    """
+    found = [*differences(_recipe_before(run), _tree(run.recipe), "unset")]
+    found = [change for change in found if not change[0].startswith(PLACES)]
+    if (before := run.folder / "code.json").is_file():
+        code = differences(json.loads(before.read_text(encoding="utf-8")), code_revision(), "unset")
+        found += [(f"code.{name}", old, new) for name, old, new in code]
+    now = time.time()
+    records = [{"step": step, "time": now, "key": key, "before": old, "after": new} for key, old, new in found]
+    if records:
+        append_records(run.folder / "changes.jsonl", records)
+    return [f"changed from step {step} on: {key} was {old}, is {new}" for key, old, new in found]
+
+
+def _recipe_before(run: Run) -> dict[str, Any]:
+    path = run.folder / "recipe.yaml"
+    if not path.is_file():
+        return _tree(run.recipe)
+    try:
+        return _tree(Recipe.load(path))
+    except ConfigError:  # of an older version, with keys that are no more: the file as it stands
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _tree(recipe: Recipe) -> dict[str, Any]:
+    return yaml.safe_load(recipe.to_yaml())
