@@ -27,6 +27,12 @@ class NaNError(UserError, FloatingPointError):
     """A model that computes NaN: its weights or its precision are at fault."""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """repr(value) for a message: one line of at most `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 @contextmanager
 def concerning(field: str) -> Iterator[None]:
     """What goes wrong inside is put down to `field`: a UserError begins with it, a missing package is named."""

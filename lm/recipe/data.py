@@ -4,6 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from ..parts.errors import shown
+from ..parts.ranges import MOST, Name, PathText
 from ..parts.strict import Strict
 
 
@@ -35,10 +37,10 @@ class SourceConfig(Strict):
     text_field: str = "text"
     split: str = "train"
     max_bytes: int | None = Field(
-        default=None, gt=0, description="stop after this many bytes of text, e.g. of an endless stream"
+        default=None, gt=0, le=1 << 62, description="stop after this many bytes of text, e.g. of an endless stream"
     )
     weight: float | None = Field(
-        default=None, gt=0, description="share of the mixture; default: in proportion to tokens"
+        default=None, gt=0, le=MOST, description="share of the mixture; default: in proportion to tokens"
     )
     select: Select = Select()
 
@@ -46,7 +48,7 @@ class SourceConfig(Strict):
     def _path_given(self) -> Self:
         if (self.path is None) != (self.format == "registered"):
             raise ValueError(
-                f"source {self.name!r}: format={self.format} {'needs' if self.path is None else 'takes no'} path"
+                f"source {shown(self.name)}: format={self.format} {'needs' if self.path is None else 'takes no'} path"
             )
         return self
 
@@ -56,7 +58,7 @@ class TokenizerConfig(Strict):
 
     kind: Literal["train", "file"] = "train"
     path: str | None = Field(default=None, description="kind=file: the tokenizer file")
-    max_bytes: int = Field(default=50_000_000, gt=0, description="kind=train: bytes of text to learn from")
+    max_bytes: int = Field(default=50_000_000, gt=0, le=1 << 40, description="kind=train: bytes of text to learn from")
 
     @model_validator(mode="after")
     def _path_given(self) -> Self:
@@ -69,7 +71,9 @@ class DataConfig(Strict):
     """Training mixture, fixed validation sets, tokenizer."""
 
     train: list[SourceConfig] = Field(min_length=1)
-    valid: dict[str, list[SourceConfig]] = Field(default_factory=dict, description="named validation sets, never mixed")
+    valid: dict[Name, list[SourceConfig]] = Field(
+        default_factory=dict, description="named validation sets, never mixed"
+    )
     tokenizer: TokenizerConfig = TokenizerConfig()
-    cache: str = Field(default="~/.cache/hybridlm", description="folder for downloads and prepared shards")
-    workers: int = Field(default=2, gt=0)
+    cache: PathText = Field(default="~/.cache/hybridlm", description="folder for downloads and prepared shards")
+    workers: int = Field(default=2, gt=0, le=1024)
