@@ -1,5 +1,7 @@
 """What verbs have in common: arguments, and what is looked at before anything heavy is imported."""
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +28,9 @@ def find_recipe(recipe: str, overrides: list[str] | None) -> None:
 
 
 def console():
-    """Where verbs print."""
+    """Where verbs print: text as it is, so that a name in square brackets is no style and `:x:` no picture."""
     from rich.console import Console
 
-    return Console()
+    with suppress(AttributeError):  # a stream that somebody put in the place of stdout
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    return Console(markup=False, emoji=False)

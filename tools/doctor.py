@@ -19,8 +19,8 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 Status = Literal["ok", "note", "problem"]
 
@@ -57,12 +57,12 @@ def run_doctor(console: Console) -> int:
     for column in ("check", "status", "found"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        table.add_row(escape(check.name), f"[{colour[check.status]}]{check.status}[/]", escape(check.text))
+        table.add_row(Text(check.name), Text(check.status, colour[check.status]), Text(check.text))
     console.print(table)
     for check in checks:
         if check.fix:
             # soft_wrap keeps a command in one piece, so that it can be copied.
-            console.print(f"[{colour[check.status]}]{escape(check.name)}[/]: {escape(check.fix)}", soft_wrap=True)
+            console.print(Text(check.name, colour[check.status]) + f": {check.fix}", soft_wrap=True)
     return int(any(check.status == "problem" for check in checks))
 
 

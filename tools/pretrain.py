@@ -16,6 +16,7 @@ from ..lm.train.faults import on_main, together
 from ..lm.train.loop import Trainer
 from .finish import finish
 from .measure import prepare_all
+from .summary import check_memory
 
 
 def pretrain(recipe: Recipe, console: Console) -> Run:
@@ -25,6 +26,7 @@ def pretrain(recipe: Recipe, console: Console) -> Run:
     if os.environ.get("RANK", "0") != "0":
         console = Console(quiet=True)  # one process of a launch speaks
     with together():
+        check_memory(recipe)
         with stage(console, f"preparing data of {recipe.name}"):
             prepared = prepare(recipe)
         run = Run.create(recipe)

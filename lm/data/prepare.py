@@ -170,7 +170,7 @@ Task = Callable[[str], Callable[[int], None]]
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Task]:
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -13,7 +13,7 @@ WIDEST = 1 << 20
 """Channels, heads, tokens of a convolution: of whatever memory is laid out by."""
 LONGEST = 1 << 24
 """Tokens of a sequence, entries of a vocabulary."""
-DEEPEST = 1024
+DEEPEST = 512
 """Layers of a model."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

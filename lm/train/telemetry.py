@@ -117,7 +117,7 @@ class Telemetry:
 
     def _say(self, text: str) -> None:
         if self.main:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def log_measured(run: Run, step: int, name: str, values: dict[str, float]) -> None:

@@ -104,10 +104,10 @@ def test_numbers_are_finite(base, field, value):
         (f"seed={2**63}", f"seed: Input should be less than {2**63}, got {2**63}"),
         ("model.context=1", "model.context: Input should be greater than 1, got 1"),
         ("model.d_model=1000000000", "model.d_model: Input should be less than or equal to 1048576, got 1000000000"),
-        ("model.n_layers=1000000000", "model.n_layers: Input should be less than or equal to 1024, got 1000000000"),
+        ("model.n_layers=1000000000", "model.n_layers: Input should be less than or equal to 512, got 1000000000"),
         (
             "model.ratio={attention: 1000000000, gla: 1}",
-            "model.ratio.attention: Input should be less than or equal to 1024, got 1000000000",
+            "model.ratio.attention: Input should be less than or equal to 512, got 1000000000",
         ),
         ("model.logit_softcap=1e-30", "model.logit_softcap: Input should be greater than or equal to 1, got 1e-30"),
         ("model.norm_eps=1e-50", "model.norm_eps: Input should be greater than or equal to 1e-12, got 1e-50"),
