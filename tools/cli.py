@@ -1,6 +1,5 @@
 """The command line: one verb per thing a user does, each a thin call. Heavy imports happen inside the verbs."""
 
-import errno
 import os
 import shlex
 import sys
@@ -9,7 +8,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from .arguments import Only, Overrides, RecipeName, RunFolder, console, find_recipe, open_run
+from .arguments import (
+    MOST,
+    Only,
+    Overrides,
+    RecipeName,
+    RunFolder,
+    Seed,
+    SyntheticOverrides,
+    console,
+    find_recipe,
+    finite,
+    one_line,
+    open_run,
+)
 from .cli_bench import bench_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -95,10 +107,17 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="comma-separated; default without --suite: piqa,arc_challenge")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="documents per task; default: all")] = None,
-    num_fewshot: Annotated[int, typer.Option(min=0, help="solved questions before each")] = 0,
-    fewshot_seed: Annotated[int | None, typer.Option(help="draw them for each question; default: the first")] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="tokens per input; default: the context")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST, help="documents per task, needles per length, stretches; default: all"),
+    ] = None,
+    num_fewshot: Annotated[int, typer.Option(min=0, max=1000, help="solved questions before each")] = 0,
+    fewshot_seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="draw them for each question; default: the first")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, max=MOST, help="tokens per input; default: the context")
+    ] = None,
     on_long: Annotated[
         Literal["truncate", "error"], typer.Option(help="longer inputs: truncate, counted in the table, or error")
     ] = "truncate",
@@ -133,8 +152,10 @@ def evaluate(
 @app.command("synthetic")
 def synthetic(
     recipe: RecipeName,
-    overrides: Overrides = None,
-    jobs: Annotated[int, typer.Option(min=1, help="models that train at the same time, on a thread each")] = 2,
+    overrides: SyntheticOverrides = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=1024, help="models that train at the same time, on a thread each")
+    ] = 2,
     only: Only = None,
     out: Annotated[Path | None, typer.Option(help="folder of results and plots; default: runs/{name}")] = None,
 ) -> None:
@@ -176,10 +197,10 @@ def export(
 def generate(
     run: RunFolder,
     prompt: Annotated[str, typer.Option(help="text to continue")],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=MOST)] = 200,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="0: always the likeliest token")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, callback=finite)] = 0.95,
+    seed: Seed = 0,
 ) -> None:
     """Continue a prompt, printing the text as it is drawn."""
     open_run(run)
@@ -235,8 +256,10 @@ def _budget(text: str | None) -> int | Literal["auto"] | None:
     """The value of --batch-tokens."""
     if text is None or text == "auto":
         return text
-    if not (text.isdecimal() and int(text)):
-        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number above 0", param_hint="--batch-tokens")
+    if not (text.isascii() and text.isdecimal() and 0 < int(text[:20]) <= MOST):
+        raise typer.BadParameter(
+            f"{text[:80]!r} is neither auto nor a whole number above 0", param_hint="--batch-tokens"
+        )
     return int(text)
 
 
@@ -250,9 +273,7 @@ def main() -> None:
         print(f"hybridlm: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"hybridlm: {error.filename or 'disk'}: {error.strerror}; free some and repeat", file=sys.stderr)
+        print(f"hybridlm: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("hybridlm: interrupted; the same command goes on from the latest checkpoint", file=sys.stderr)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import ConfigError, shown
 
+LONGEST_LINE = 800  # characters
 PROBLEMS = 20  # that one error names
 UNION_MEMBER = re.compile(r"(constrained-)?(int|float|str)|list\[.*\]|dict\[.*\]")
 
@@ -30,12 +31,18 @@ class Strict(BaseModel):
             if len(lines) > PROBLEMS:
                 lines[PROBLEMS:] = [f"and {len(lines) - PROBLEMS} more problems"]
             prefix = f"{where}: " if where else ""
-            raise ConfigError("\n".join(prefix + line for line in lines)) from None
+            raise ConfigError("\n".join(prefix + _cut(line) for line in lines)) from None
+
+
+def _cut(line: str) -> str:
+    """A line that shows a whole long value loses its middle; it ends with what to do."""
+    line = " ".join(line.split("\n"))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4 :]}"
 
 
 def nearest(word: str, words: typing.Iterable[str]) -> str:
     """`did you mean X?` for the closest of `words`, or the whole list when nothing is close."""
-    words = list(words)
+    words, word = list(words), word[:100]
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(sorted(words))}"
 

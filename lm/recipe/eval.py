@@ -40,6 +40,16 @@ class NeedlesConfig(Strict):
     generate: bool = Field(default=True, description="false: only the likelihood of the right answer, which is faster")
     beyond: Beyond = "run"
 
+    def at_most(self, prompts: int) -> Self:
+        """The same with at most so many prompts of each task and length: fewer samples, then fewer depths."""
+        depths = self.depths
+        n = depths if isinstance(depths, int) else len(depths)
+        if n > prompts:
+            chosen = [round(i * (n - 1) / max(prompts - 1, 1)) for i in range(prompts)]
+            depths = prompts if isinstance(depths, int) else [depths[i] for i in chosen]
+        samples = min(self.samples, max(1, prompts // n))
+        return self.model_copy(update={"depths": depths, "samples": samples})
+
 
 class PositionsConfig(Strict):
     """Perplexity by position in the text; see eval/positions."""
@@ -58,6 +68,10 @@ class PositionsConfig(Strict):
         default=None, gt=0, le=MOST, description="positions averaged together; default: the window"
     )
     beyond: Beyond = "run"
+
+    def at_most(self, blocks: int) -> Self:
+        """The same with at most so many stretches of the text."""
+        return self.model_copy(update={"blocks": min(self.blocks, blocks)})
 
 
 class EvalConfig(Strict):

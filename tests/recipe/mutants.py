@@ -1,4 +1,4 @@
-"""Recipes gone wrong: shipped ones, made tiny, with random values, keys and sections changed. The same for every seed."""
+"""Recipes gone wrong: shipped ones, made tiny, with random values and sections changed. The same for every seed."""
 
 import copy
 import random
@@ -19,10 +19,45 @@ EDGES: tuple[Any, ...] = (
     *(0, 1, -1, 2, 3, 7, 13, 31, 64, 10**6, 2**31, 2**63, 2**64, -(2**63), 10**30),
     *(0.0, -0.0, 0.5, 1.0, 1.5, -0.5, 0.999, 1e-8, 1e-30, 1e-320, 1e30, 1e308),
     *(float("inf"), float("-inf"), float("nan"), True, False, None),
-    *("", " ", "x", "1", "none", "../x", "a/b", "[/b]", "$\\frac{$", "<script>", "é" * 200, "x" * 5000, "{name}", "{", "~x"),
+    *(
+        "",
+        " ",
+        "x",
+        "1",
+        "none",
+        "../x",
+        "a/b",
+        "[/b]",
+        "$\\frac{$",
+        "<script>",
+        "é" * 200,
+        "x" * 5000,
+        "{name}",
+        "{",
+        "~x",
+    ),
     *([], {}, [1], [[]], [None], ["x"], {"x": 1}, {"": 1}, [0.0, 1.0], [1.0, 0.0], [1e30, -1e30]),
 )
-TEXTS = ("\t", "\0", "\x85", "\ufeff", "- ", ": ", "{", "[", "'", '"', "&a ", "*a", "!!x ", "<<: *a\n", "%", "\\", "#", "\n")
+TEXTS = (
+    "\t",
+    "\0",
+    "\x85",
+    "\ufeff",
+    "- ",
+    ": ",
+    "{",
+    "[",
+    "'",
+    '"',
+    "&a ",
+    "*a",
+    "!!x ",
+    "<<: *a\n",
+    "%",
+    "\\",
+    "#",
+    "\n",
+)
 SLOW = {"n_layers"}  # many layers are no mistake, but take long to make
 
 
@@ -72,7 +107,9 @@ def _nudge(tree: dict[str, Any], rng: random.Random) -> None:
         place = _pick(tree, rng, (int, float))
         if place and not isinstance(place[0][place[1]], bool):
             value = place[0][place[1]]
-            place[0][place[1]] = rng.choice((value + 1, value - 1, value * 2, value * 3, -value, value / 2, value * 1e3))
+            place[0][place[1]] = rng.choice(
+                (value + 1, value - 1, value * 2, value * 3, -value, value / 2, value * 1e3)
+            )
             return
 
 
@@ -111,9 +148,11 @@ def _layers(tree: dict[str, Any], rng: random.Random) -> None:
 
     n = rng.randrange(1, 4)
     spelling = rng.choice(("pattern", "pattern", "layers", "ratio"))
-    model[spelling] = {rng.choice(names): rng.choice((1, 1, 2, 0)) for _ in range(n)} if spelling == "ratio" else [
-        layer() for _ in range(n)
-    ]
+    model[spelling] = (
+        {rng.choice(names): rng.choice((1, 1, 2, 0)) for _ in range(n)}
+        if spelling == "ratio"
+        else [layer() for _ in range(n)]
+    )
     model["n_layers"] = rng.choice((n, n, 2, 6, 1))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mutants import SHIPPED, mutants, tiny
 from rich.console import Console
 
 from hybridlm.eval.synthetic.recipe import SyntheticRecipe
@@ -19,6 +18,7 @@ from hybridlm.lm import Recipe
 from hybridlm.lm.parts.errors import ConfigError, UserError
 from hybridlm.lm.recipe.files import RECIPES
 from hybridlm.lm.recipe.yaml_text import read_yaml
+from hybridlm.tests.recipe.mutants import SHIPPED, mutants, tiny
 from hybridlm.tools import cli
 from hybridlm.tools.pretrain import pretrain
 from hybridlm.tools.summary import size_of
@@ -156,7 +156,9 @@ def test_accepted_recipes_train_into_finite_losses_or_say_why_not(seed, corpus, 
     assert tried > 3
 
 
-SYNTHETIC = [str(p.relative_to(RECIPES).with_suffix("")) for p in sorted(RECIPES.glob("*/*.yaml")) if p.parent.name != "study"]
+SYNTHETIC = [
+    str(p.relative_to(RECIPES).with_suffix("")) for p in sorted(RECIPES.glob("*/*.yaml")) if p.parent.name != "study"
+]
 
 
 @pytest.mark.parametrize("seed", [20, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(21, 25))])
