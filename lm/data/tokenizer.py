@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
-import tokenizers
 
 from ..parts.errors import ConfigError, DataError
 from .files import write_atomically
+from .hostile import open_fast
 
 MODEL_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 SPACE = "\u2581"  # SentencePiece writes a space so
@@ -177,10 +177,7 @@ class FastTokenizer:
     file = JSON_FILE
 
     def __init__(self, raw: bytes, path: Path):
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
-        except Exception:  # the library raises plain Exception
-            raise DataError(f"tokenizer {str(path)!r}: not a tokenizers file; give another file") from None
+        self._tokenizer = open_fast(raw, str(path))
         self._tokenizer.no_truncation()  # a file may carry the last call's settings
         self._tokenizer.no_padding()
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1

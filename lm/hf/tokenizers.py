@@ -8,8 +8,9 @@ from typing import Any
 import tokenizers
 
 from ..data.files import write_atomically
+from ..data.hostile import open_fast
 from ..data.tokenizer import CONFIG_FILE, JSON_FILE, MODEL_FILE
-from ..parts.errors import CheckpointError, ConfigError
+from ..parts.errors import CheckpointError, ConfigError, DataError
 from .config_file import read_json
 
 # beside the tokenizer itself: chat templates, the special tokens' names
@@ -40,8 +41,8 @@ def copy_tokenizer(source: Path, config: dict[str, Any], folder: Path) -> None:
 
 def _fast(file: Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
+        return open_fast(file.read_bytes(), file.name)
+    except DataError as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); get the file again") from None
 
 
