@@ -77,6 +77,7 @@ def train(
 
     One process by itself; many with torchrun or deepspeed in front of the same command line.
     """
+    from ..lm.recipe.files import as_override
     from ..lm.recipe.recipe import Recipe
 
     given = list(overrides or ())
@@ -85,7 +86,7 @@ def train(
         console().print(f"variant {variant}: {shlex.join(chosen)}", highlight=False, soft_wrap=True)
         given = [*chosen, *given]
     if (Path(recipe) / "recipe.yaml").is_file():
-        loaded = Recipe.load(Path(recipe) / "recipe.yaml", [*given, f"train.out={recipe}"])
+        loaded = Recipe.load(Path(recipe) / "recipe.yaml", [*given, as_override("train.out", recipe)])
     else:
         loaded = Recipe.load(recipe, given)
     if dry_run:

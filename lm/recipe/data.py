@@ -33,7 +33,9 @@ class SourceConfig(Strict):
 
     name: str
     format: Literal["registered", "json", "parquet", "text", "folder", "hub"] = "registered"
-    path: str | None = Field(default=None, description="file, glob, folder, or hub data set as NAME or NAME:CONFIG")
+    path: PathText | None = Field(
+        default=None, description="file, glob, folder, or hub data set as NAME or NAME:CONFIG"
+    )
     text_field: str = "text"
     split: str = "train"
     max_bytes: int | None = Field(
@@ -57,7 +59,7 @@ class TokenizerConfig(Strict):
     """`train` a SentencePiece BPE on the training documents, or load a `file`: SentencePiece or tokenizers JSON."""
 
     kind: Literal["train", "file"] = "train"
-    path: str | None = Field(default=None, description="kind=file: the tokenizer file")
+    path: PathText | None = Field(default=None, description="kind=file: the tokenizer file")
     max_bytes: int = Field(default=50_000_000, gt=0, le=1 << 40, description="kind=train: bytes of text to learn from")
 
     @model_validator(mode="after")

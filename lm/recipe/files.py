@@ -1,5 +1,6 @@
 """Recipe files: finding one by path or name, following `extends:`, applying `KEY=VALUE` overrides."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def load_tree(path_or_name: str | Path, overrides: list[str] | tuple[str, ...] =
     for override in overrides:
         _apply(tree, override)
     return tree, path.name
+
+
+def as_override(key: str, value: object) -> str:
+    """KEY=VALUE that is read as this value: a folder that is called 1e3 or [b] too."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from hybridlm.lm import Recipe
 from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.files import as_override
 from hybridlm.lm.recipe.yaml_text import DEEPEST, read_yaml, write_yaml
 
 BASE = "name: base\ndata: {train: [{name: sotu}]}\ntrain: {steps: 5}\n"
@@ -216,3 +217,8 @@ def test_errors_show_no_more_than_the_beginning_of_a_value(write, override):
     said = error_of(write("r.yaml", BASE), override)
     assert max(map(len, said.splitlines())) < 600
     assert len(said.splitlines()) <= 21
+
+
+@pytest.mark.parametrize("folder", ["[b]", "1e3", "a: b", "#x", "yes", "'q", '"', "a\\b", "é😀", "*x", "2026-11-28"])
+def test_a_folder_of_any_name_can_be_an_override(write, folder):
+    assert Recipe.load(write("r.yaml", BASE), [as_override("train.out", folder)]).train.out == folder
