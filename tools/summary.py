@@ -1,5 +1,6 @@
 """What a recipe would build and cost, without building it: parameters per part, FLOPs, tokens, memory."""
 
+import os
 from collections import Counter
 from typing import NamedTuple
 
@@ -109,15 +110,26 @@ def memory_estimate(model: HybridLM, recipe: Recipe) -> dict[str, int]:
 
 
 def check_memory(recipe: Recipe) -> None:
-    """Raises ConfigError where training needs more memory than the machine has, before any of it is asked for."""
-    needed = memory_estimate(_without_memory(recipe.model), recipe)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = machine_bytes(device)
-    if sum(needed.values()) > there:
+    """Raises ConfigError where training needs more memory than the machine has, before any of it is asked for.
+
+    What is counted is certain: parameters, gradients and moments, shared as the ZeRO stage does between the processes
+    of this launch, and of a micro-batch the input of every layer.
+    """
+    config, train = recipe.model, recipe.train
+    rough = memory_estimate(_without_memory(config), recipe)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    needed = {
+        name: rough[name] // (processes if train.zero_stage >= stage else 1)
+        for name, stage in (("moments", 1), ("gradients", 2), ("weights", 3))
+    }
+    width = 2 if train.precision == "bf16" else 4
+    needed["activations"] = width * train.micro_batch * config.context * config.n_layers * config.d_model
+    there = machine_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if (total := sum(needed.values())) > there:
         parts = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in needed.items())
         raise ConfigError(
-            f"memory: training needs about {sum(needed.values()) / 1e9:,.1f} GB ({parts}), this machine has "
-            f"{there / 1e9:,.1f} GB; make the model, model.context or train.micro_batch smaller"
+            f"memory: training needs at least {total / 1e9:,.1f} GB ({parts}), this machine has {there / 1e9:,.1f} GB; "
+            "make the model, model.context or train.micro_batch smaller"
         )
 
 

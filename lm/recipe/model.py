@@ -87,14 +87,14 @@ class BaseModelConfig(Strict):
     def _finished(self, options: MixerConfig) -> MixerConfig:
         hidden = options.ffn_hidden or (self.ffn.width(self.d_model) if self.ffn else 0)
         finished = options.resolve(self.shape).model_copy(update={"ffn_hidden": hidden})
+        if missing := finished.unfinished():
+            raise TypeError(f"{type(options).__name__}.resolve: leaves {', '.join(missing)} without a size")
         heads, width = (
             max((getattr(finished, name, 1) for name in names), default=1)
             for names in (("n_heads", "n_v_heads"), ("head_dim", "v_head_dim"))
         )
         if heads * width > LONGEST:
             raise ValueError(f"layers: {heads} heads of {width} channels are more than {LONGEST} channels; use fewer")
-        if missing := finished.unfinished():
-            raise TypeError(f"{type(options).__name__}.resolve: leaves {', '.join(missing)} without a size")
         return finished
 
     @property
