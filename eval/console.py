@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 @contextlib.contextmanager
@@ -39,14 +40,19 @@ def _scaled(value: float, base: int, prefixes: tuple[str, ...]) -> str:
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A pipe table, the first column to the left and the others, which are numbers, to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(_in_a_row, line))} |\n" for line in lines)
+
+
+def _in_a_row(cell: str) -> str:
+    """A cell's text without what would end the cell or the row."""
+    return " ".join(cell.split()).replace("|", "\\|")
 
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """The same on a terminal, without lines between the columns."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for i, column in enumerate(header):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)  # a name is never cut off
+        table.add_column(Text(column), justify="right" if i else "left", no_wrap=not i)  # a name is never cut off
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

@@ -77,7 +77,7 @@ def measurements(
     found: list[Measurement] = []
     if tasks:
         found.append(TasksMeasurement(tasks, tokenizer, recipe.data.cache, scoring, field))
-    found.extend(kind(recipe, tokenizer, tokens) for name, kind in LONG.items() if name in names)
+    found.extend(kind(recipe, tokenizer, tokens, scoring.progress) for name, kind in LONG.items() if name in names)
     return found
 
 

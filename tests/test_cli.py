@@ -121,7 +121,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tiny_recipe):
         ),
         (
             "model.ratio={gated_deltanet: 0, attention: 1}",
-            "model: ratio: {'gated_deltanet': 0} is impossible; every share is a whole number of at least 1",
+            "model.ratio.gated_deltanet: Input should be greater than or equal to 1, got 0",
         ),
         ("model.pattern=[atention]", "model: layers: unknown mixer 'atention'; did you mean 'attention'?"),
     ],

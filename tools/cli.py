@@ -1,6 +1,5 @@
 """The command line: one verb per thing a user does, each a thin call. Heavy imports happen inside the verbs."""
 
-import errno
 import os
 import shlex
 import signal
@@ -11,7 +10,20 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from .arguments import Only, Overrides, RecipeName, RunFolder, console, find_recipe, open_run
+from .arguments import (
+    MOST,
+    Only,
+    Overrides,
+    RecipeName,
+    RunFolder,
+    Seed,
+    SyntheticOverrides,
+    console,
+    find_recipe,
+    finite,
+    one_line,
+    open_run,
+)
 from .cli_bench import bench_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -98,10 +110,17 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="comma-separated; default without --suite: piqa,arc_challenge")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="documents per task; default: all")] = None,
-    num_fewshot: Annotated[int, typer.Option(min=0, help="solved questions before each")] = 0,
-    fewshot_seed: Annotated[int | None, typer.Option(help="draw them for each question; default: the first")] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="tokens per input; default: the context")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST, help="documents per task, needles per length, stretches; default: all"),
+    ] = None,
+    num_fewshot: Annotated[int, typer.Option(min=0, max=1000, help="solved questions before each")] = 0,
+    fewshot_seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="draw them for each question; default: the first")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, max=MOST, help="tokens per input; default: the context")
+    ] = None,
     on_long: Annotated[
         Literal["truncate", "error"], typer.Option(help="longer inputs: truncate, counted in the table, or error")
     ] = "truncate",
@@ -136,8 +155,10 @@ def evaluate(
 @app.command("synthetic")
 def synthetic(
     recipe: RecipeName,
-    overrides: Overrides = None,
-    jobs: Annotated[int, typer.Option(min=1, help="models that train at the same time, on a thread each")] = 2,
+    overrides: SyntheticOverrides = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=1024, help="models that train at the same time, on a thread each")
+    ] = 2,
     only: Only = None,
     out: Annotated[Path | None, typer.Option(help="folder of results and plots; default: runs/{name}")] = None,
 ) -> None:
@@ -179,10 +200,10 @@ def export(
 def generate(
     run: RunFolder,
     prompt: Annotated[str, typer.Option(help="text to continue; empty: a text from its beginning")],
-    max_new_tokens: Annotated[int, typer.Option(help="tokens to add at most")] = 200,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.8,
+    max_new_tokens: Annotated[int, typer.Option(min=0, max=MOST, help="tokens to add at most")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="0: always the likeliest token")] = 0.8,
     top_p: Annotated[float, typer.Option(help="draw from the likeliest tokens that reach this probability")] = 0.95,
-    seed: Annotated[int, typer.Option(help="of the draws, 0 ... 2^64 - 1")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Continue a prompt, printing the text as it is drawn; a terminal gets control characters written out."""
     open_run(run)
@@ -239,8 +260,10 @@ def _budget(text: str | None) -> int | Literal["auto"] | None:
     """The value of --batch-tokens."""
     if text is None or text == "auto":
         return text
-    if not (text.isdecimal() and int(text)):
-        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number above 0", param_hint="--batch-tokens")
+    if not (text.isascii() and text.isdecimal() and 0 < int(text[:20]) <= MOST):
+        raise typer.BadParameter(
+            f"{text[:80]!r} is neither auto nor a whole number above 0", param_hint="--batch-tokens"
+        )
     return int(text)
 
 
@@ -281,9 +304,7 @@ def main() -> None:
     except UserError as error:
         _end(error, str(error), error.code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _end(error, f"{error.filename or 'disk'}: {error.strerror}; free some and repeat", 1)
+        _end(error, one_line(error), 1)
     except SystemExit as end:  # typer makes one of KeyboardInterrupt
         if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and _first():
             verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")

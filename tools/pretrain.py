@@ -20,6 +20,7 @@ from ..lm.train.lock import held
 from ..lm.train.loop import Trainer
 from .finish import finish
 from .measure import prepare_all
+from .summary import check_memory
 
 
 def pretrain(recipe: Recipe, console: Console, folder: Path | None = None) -> Run:
@@ -34,6 +35,7 @@ def pretrain(recipe: Recipe, console: Console, folder: Path | None = None) -> Ru
         console = Console(quiet=True)  # one process of a launch speaks
     run = Run.of(recipe, folder)
     with together():
+        check_memory(recipe)
         with stage(console, f"preparing data of {recipe.name}"):
             prepared = prepare(recipe)
         tokenizer = _asked_with(run, prepared.tokenizer)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..eval.console import binary, markdown_table, plain_table, si
 from ..eval.synthetic.recipe import SyntheticRecipe
@@ -36,9 +37,9 @@ def list_recipes(console: Console) -> None:
         size = size_of(recipe) if isinstance(recipe, Recipe) else synthetic_size(recipe)
         name = str(path.relative_to(RECIPES).with_suffix(""))
         flops = 3 * size.flops_per_token * size.tokens
-        what = f"{recipe.description}\n[dim]{describe(recipe.model.layer_specs())}[/]"
+        what = Text(recipe.description).append(f"\n{describe(recipe.model.layer_specs())}", "dim")
         if recipe.grid:
-            what += f"\n[dim]{len(recipe.variants())} variants: hybridlm recipes {name}[/]"
+            what.append(f"\n{len(recipe.variants())} variants: hybridlm recipes {name}", "dim")
         table.add_row(name, si(size.parameters), si(size.tokens), f"{flops:.1e}", what)
     console.print(table)
 

@@ -48,6 +48,8 @@ def plot_runs(runs: list[Run], target: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from ..eval.figures import save_figure
+
     figure, (loss, rates) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
     for i, run in enumerate(runs):
         records = run.metrics()
@@ -68,6 +70,6 @@ def plot_runs(runs: list[Run], target: Path) -> Path:
     rates.set(xlabel="tokens (millions)", ylabel="learning rate")
     rates.grid(alpha=0.3)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=120)
+    save_figure(figure, target, dpi=120)
     plt.close(figure)
     return target

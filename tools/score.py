@@ -10,6 +10,7 @@ from ..eval.benchmarks.measurement import Scoring
 from ..eval.measurement import LONG, measurements
 from ..lm.model.loading import load_run
 from ..lm.parts.errors import ConfigError
+from ..lm.recipe.eval import NeedlesConfig, PositionsConfig
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
 from ..lm.train.distributed import launched, start_process_group
@@ -33,10 +34,11 @@ def run_suite(
 ) -> None:
     """Measure the newest checkpoint: a suite, tasks by name, or both. Prints tables, keeps RUN/eval/{checkpoint}.
 
-    limit: documents per task. batch_tokens: padded tokens per forward, default the recipe's, or one input if that is
-    more. max_length: tokens per input, default the model's context. on_long: whether a context that does not fit is cut
-    on the left and counted, or an error. overrides: `eval.KEY=VALUE`, for this time. An evaluation that was interrupted
-    goes on where it stopped. Under torchrun the processes share the benchmarks' requests; the first one does the rest.
+    limit: documents per task; prompts per task and length of needles, stretches of the text of positions. batch_tokens:
+    padded tokens per forward, default the recipe's, or one input if that is more. max_length: tokens per input, default
+    the model's context. on_long: whether a context that does not fit is cut on the left and counted, or an error.
+    overrides: `eval.KEY=VALUE`, for this time. An evaluation that was interrupted goes on where it stopped. Under
+    torchrun the processes share the benchmarks' requests; the first one does the rest.
     Raises ConfigError for unknown names, the nearest ones in it, before anything is computed.
     """
     from ..eval.benchmarks.catalogue import expand
@@ -46,6 +48,10 @@ def run_suite(
     if other := [override for override in overrides if not override.startswith("eval.")]:
         raise ConfigError(f"override {other[0]!r}: a finished run has only eval settings to change; use eval.KEY=VALUE")
     run.recipe = Recipe.load(run.folder / "recipe.yaml", overrides)
+    if limit:
+        evals = run.recipe.eval
+        evals.needles = (evals.needles or NeedlesConfig()).at_most(limit)
+        evals.positions = (evals.positions or PositionsConfig()).at_most(limit)
     names = dict.fromkeys([*(members_of(suite) if suite else ()), *tasks])
     if not names:
         raise ConfigError("tasks: none given; name tasks or a suite")

@@ -19,6 +19,7 @@ from ..eval.jobs import Command, run_commands
 from ..lm.data.files import write_atomically
 from ..lm.data.prepare import prepare
 from ..lm.parts.errors import ConfigError, UserError
+from ..lm.recipe.files import as_override
 from ..lm.recipe.grid import Variant
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
@@ -90,12 +91,7 @@ def study(name: str, overrides: list[str], jobs: int, only: str | None, out: Pat
 
 def _job(name: str, variant: Variant, overrides: list[str], out: Path) -> Job:
     folder = out / variant.name
-    given = [
-        *variant.overrides,
-        *overrides,
-        "train.threads=1",
-        f"train.out={json.dumps(str(folder), ensure_ascii=False)}",
-    ]
+    given = [*variant.overrides, *overrides, "train.threads=1", as_override("train.out", str(folder))]
     return Job(variant, ["train", name, *given], Recipe.load(name, given), folder)
 
 

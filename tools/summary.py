@@ -1,5 +1,6 @@
 """What a recipe would build and cost, without building it: parameters per part, FLOPs, tokens, memory."""
 
+import os
 from collections import Counter
 from typing import NamedTuple
 
@@ -7,12 +8,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..eval.forward.budgets import machine_bytes
 from ..lm.model import HybridLM
+from ..lm.parts.errors import ConfigError
 from ..lm.recipe.layers import describe
 from ..lm.recipe.model import BaseModelConfig
 from ..lm.recipe.recipe import Recipe
 
 LONG = 2**20  # tokens
+
+
+def _without_memory(config: BaseModelConfig) -> HybridLM:
+    with torch.device("meta"):
+        return HybridLM(config)
 
 
 def parameters_by_part(model: HybridLM) -> dict[str, int]:
@@ -64,8 +72,7 @@ def size_of(recipe: Recipe) -> Size:
 
 def size_of_model(config: BaseModelConfig, dtype: torch.dtype, tokens: int) -> Size:
     """The size of a model that has activations of `dtype` and reads `tokens` in training."""
-    with torch.device("meta"):
-        model = HybridLM(config)
+    model = _without_memory(config)
     parts = parameters_by_part(model)
     total = sum(parts.values())
     long = model.state_bytes(LONG, dtype)
@@ -102,10 +109,33 @@ def memory_estimate(model: HybridLM, recipe: Recipe) -> dict[str, int]:
     }
 
 
+def check_memory(recipe: Recipe) -> None:
+    """Raises ConfigError where training needs more memory than the machine has, before any of it is asked for.
+
+    What is counted is certain: parameters, gradients and moments, shared as the ZeRO stage does between the processes
+    of this launch, and of a micro-batch the input of every layer.
+    """
+    config, train = recipe.model, recipe.train
+    rough = memory_estimate(_without_memory(config), recipe)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    needed = {
+        name: rough[name] // (processes if train.zero_stage >= stage else 1)
+        for name, stage in (("moments", 1), ("gradients", 2), ("weights", 3))
+    }
+    width = 2 if train.precision == "bf16" else 4
+    needed["activations"] = width * train.micro_batch * config.context * config.n_layers * config.d_model
+    there = machine_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if (total := sum(needed.values())) > there:
+        parts = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in needed.items())
+        raise ConfigError(
+            f"memory: training needs at least {total / 1e9:,.1f} GB ({parts}), this machine has {there / 1e9:,.1f} GB; "
+            "make the model, model.context or train.micro_batch smaller"
+        )
+
+
 def print_summary(recipe: Recipe, console: Console) -> None:
     """The table behind `hybridlm train RECIPE --dry-run`."""
-    with torch.device("meta"):
-        model = HybridLM(recipe.model)
+    model = _without_memory(recipe.model)
     config, train = recipe.model, recipe.train
     parts = parameters_by_part(model)
     total = sum(parts.values())

@@ -29,6 +29,16 @@ def free_bytes(device: torch.device) -> int:
     return max(free, 0)
 
 
+def machine_bytes(device: torch.device) -> int:
+    """Memory that there is when nothing else runs, a container's limit included."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    there, limit = psutil.virtual_memory().total, CGROUP / "memory.max"
+    if limit.is_file() and (most := limit.read_text().strip()).isdigit():
+        there = min(there, int(most))
+    return there
+
+
 def token_bytes(model: HybridLM) -> int:
     """Bytes of the activations of one token, at most, while a layer runs. Mixers compute in float32 at least."""
     widest = max(layer.out_features for layer in model.blocks.modules() if isinstance(layer, nn.Linear))

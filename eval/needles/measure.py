@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ...lm.data.document import digest
 from ...lm.parts.errors import ConfigError
@@ -83,17 +84,20 @@ def measure_needles(
     batch_tokens: int = 8192,
     generate: bool = True,
     checkpoint: str = "",
+    progress: bool = False,
 ) -> Needles:
     """Put the questions to a model, whose mode stays as it was, as do all random states.
 
     The score is the share of right answers contained in the lower-cased text of up to 128 greedy tokens (30 for vt, 120
     for cwe, 50 for fwe; more where a tokenizer needs them). generate=False leaves that out and gives only what teacher
-    forcing says of the right answer's tokens. batch_tokens: tokens of the prompts that run side by side. Raises what
-    `Questions.prompts` does.
+    forcing says of the right answer's tokens. batch_tokens: tokens of the prompts that run side by side. progress: a
+    bar on stderr. Raises what `Questions.prompts` does.
     """
     answered = []
     with inference(model):
-        for prompts in questions.prompts(model.config, tokenizer):
+        drawn = questions.prompts(model.config, tokenizer)
+        total = len(questions.tasks) * len(questions.lengths)
+        for prompts in tqdm(drawn, "needles", total, disable=not progress):
             for group in _side_by_side(prompts, batch_tokens):
                 answered += _ask(model, tokenizer, group, generate)
     cells, totals = summarise(answered, length_limit(model.config))

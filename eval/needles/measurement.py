@@ -25,6 +25,7 @@ class NeedlesMeasurement:
     recipe: Recipe
     tokenizer: "Tokenizer"
     batch_tokens: int
+    progress: bool = False
 
     @property
     def config(self) -> NeedlesConfig:
@@ -66,4 +67,5 @@ class NeedlesMeasurement:
             batch_tokens=self.batch_tokens,
             generate=self.config.generate,
             checkpoint=checkpoint,
+            progress=self.progress,
         )

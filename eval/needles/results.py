@@ -196,6 +196,8 @@ def plot_heat_map(needles: Needles, path: str | Path, metric: str = "score") -> 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from ..figures import save_figure
+
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     images = []
     values = [getattr(cell, metric) for cell in cells]
@@ -220,6 +222,6 @@ def plot_heat_map(needles: Needles, path: str | Path, metric: str = "score") -> 
     figure.colorbar(images[-1], ax=axes, label=metric.replace("_", " "))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
     plt.close(figure)
     return path

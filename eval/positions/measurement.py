@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
+from tqdm import tqdm
+
 from ...lm.parts.errors import ConfigError, concerning
 from ...lm.recipe.eval import PositionsConfig
 from ...lm.recipe.recipe import Recipe
@@ -26,6 +28,7 @@ class PositionsMeasurement:
     recipe: Recipe
     tokenizer: "Tokenizer"
     batch_tokens: int
+    progress: bool = False
 
     @property
     def config(self) -> PositionsConfig:
@@ -72,8 +75,9 @@ class PositionsMeasurement:
                 reading.check(model, stretches)
 
     def run(self, model: "HybridLM", checkpoint: str) -> Positions:
+        readings = self.readings(model)
         curves = [
             measure_positions(model, self.stretches, reading, batch_tokens=self.batch_tokens)
-            for reading in self.readings(model)
+            for reading in tqdm(readings, "positions", disable=not self.progress)
         ]
         return Positions(curves, checkpoint)

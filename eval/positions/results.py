@@ -93,6 +93,8 @@ def plot_positions(positions: Positions, path: str | Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from ..figures import save_figure
+
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for curve in positions.curves:
         middle = [(bucket.start + bucket.end) / 2 for bucket in curve.buckets]
@@ -104,6 +106,6 @@ def plot_positions(positions: Positions, path: str | Path) -> Path:
     axes.legend(fontsize=8)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
     plt.close(figure)
     return path

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...lm.parts.errors import ConfigError
+from ...lm.parts.errors import ConfigError, brief
 from ...lm.parts.strict import nearest
 from . import circuits, copying, mad, mad_recall, mqar, regression, state_tracking
 from .task import Task
@@ -35,6 +35,6 @@ def parse(slice_: dict[str, Any]) -> Task:
     """{task: NAME, OPTION: VALUE ...} as a task. Raises ConfigError naming a wrong key and the nearest one."""
     options = dict(slice_)
     name = options.pop("task", None)
-    if name not in TASKS:
-        raise ConfigError(f"task: unknown task {name!r}; {nearest(str(name), TASKS)}")
+    if not isinstance(name, str) or name not in TASKS:
+        raise ConfigError(f"task: unknown task {brief(name)}; {nearest(str(name), TASKS)}")
     return TASKS[name].parse(options, where=name)

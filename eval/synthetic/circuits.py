@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...lm.mixers import Mixed
 from ...lm.model import HybridLM
 from ...lm.model.loss import IGNORE
+from ...lm.parts.ranges import LONGEST, WIDEST
 from ..forward.scoring import inference
 from .drawing import distinct, generator
 from .task import Anchor, Examples, Task
@@ -54,9 +55,9 @@ class IndirectObject(CircuitTask):
     """
 
     kind: ClassVar[str] = "indirect_object"
-    vocab_size: int = Field(default=128, gt=0)
-    length: int = Field(default=24, gt=3 + N_LAST)
-    n_names: int = Field(default=20, gt=1)
+    vocab_size: int = Field(default=128, gt=0, le=LONGEST)
+    length: int = Field(default=24, gt=3 + N_LAST, le=LONGEST)
+    n_names: int = Field(default=20, gt=1, le=WIDEST)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -100,7 +101,7 @@ class ColouredObjects(CircuitTask):
     kind: ClassVar[str] = "coloured_objects"
     block: ClassVar[int] = 11
     """Tokens of `c1 o1 , c2 o2 , c3 o3 ? o :`."""
-    vocab_size: int = Field(default=STOP + 1, ge=STOP + 1)
+    vocab_size: int = Field(default=STOP + 1, ge=STOP + 1, le=LONGEST)
     length: int = Field(default=2 * block + 2, ge=2 * block + 2, le=2 * block + 2)
 
     def sample(self, n: int, seed: int) -> Examples:

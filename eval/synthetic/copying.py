@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, model_validator
 
 from ...lm.model.loss import IGNORE
+from ...lm.parts.ranges import LONGEST, WIDEST
 from .drawing import derive, distinct, generator
 from .task import Anchor, Examples, Task
 
@@ -34,10 +35,10 @@ class Copy(Task):
     """
 
     kind: ClassVar[str] = "copy"
-    vocab_size: int = Field(default=29, gt=4)
-    length: int = Field(default=0, ge=0, description="2 max_string + 2; leave it out")
-    max_string: int = Field(default=20, gt=0)
-    min_string: int = Field(default=1, gt=0)
+    vocab_size: int = Field(default=29, gt=4, le=LONGEST)
+    length: int = Field(default=0, ge=0, le=LONGEST, description="2 max_string + 2; leave it out")
+    max_string: int = Field(default=20, gt=0, le=WIDEST)
+    min_string: int = Field(default=1, gt=0, le=WIDEST)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -75,11 +76,11 @@ class NgramLookup(Task):
     """
 
     kind: ClassVar[str] = "ngram_lookup"
-    vocab_size: int = Field(default=28, gt=3)
-    length: int = Field(default=0, ge=0, description="string + ngram + answer + 2; leave it out")
-    string: int = Field(default=20, gt=0)
-    ngram: int = Field(default=2, gt=0)
-    answer: int = Field(default=1, gt=0)
+    vocab_size: int = Field(default=28, gt=3, le=LONGEST)
+    length: int = Field(default=0, ge=0, le=LONGEST, description="string + ngram + answer + 2; leave it out")
+    string: int = Field(default=20, gt=0, le=WIDEST)
+    ngram: int = Field(default=2, gt=0, le=WIDEST)
+    answer: int = Field(default=1, gt=0, le=WIDEST)
     query: Literal["before", "after"] = "after"
 
     @model_validator(mode="after")
@@ -130,10 +131,10 @@ class Phonebook(Task):
     """
 
     kind: ClassVar[str] = "phonebook"
-    vocab_size: int = Field(default=0, ge=0, description="digits, marks and names; leave it out")
-    length: int = Field(default=0, ge=0, description="follows from entries and digits; leave it out")
+    vocab_size: int = Field(default=0, ge=0, le=LONGEST, description="digits, marks and names; leave it out")
+    length: int = Field(default=0, ge=0, le=LONGEST, description="follows from entries and digits; leave it out")
     entries: int = Field(default=20, gt=2, le=len(FIRST_NAMES) * len(LAST_NAMES))
-    digits: int = Field(default=10, gt=0)
+    digits: int = Field(default=10, gt=0, le=WIDEST)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...lm.model.loss import IGNORE
 from ...lm.parts.norm import RMSNorm
+from ...lm.parts.ranges import LONGEST, MOST, WIDEST
 from .drawing import generator
 from .task import Anchor, Examples, Task
 
@@ -38,7 +39,7 @@ SOURCE = "arXiv 2406.06484 Fig. 3, mean over difficulties"
 class MadTask(Task):
     """What the six have in common."""
 
-    length: int = Field(default=128, gt=3)
+    length: int = Field(default=128, gt=3, le=LONGEST)
     mad_compatible: bool = False
     """Draw and label as the published generators do; for a recall task that is for training slices alone."""
 
@@ -59,9 +60,9 @@ class SelectiveCopy(MadTask):
     """`n_copied` content tokens among blanks, a marker, then `n_copied` blanks, which ask for the content in order."""
 
     kind: ClassVar[str] = "mad_copy"
-    vocab_size: int = Field(default=16, gt=3)
-    length: int = Field(default=256, gt=3)
-    n_copied: int = Field(default=16, gt=0)
+    vocab_size: int = Field(default=16, gt=3, le=LONGEST)
+    length: int = Field(default=256, gt=3, le=LONGEST)
+    n_copied: int = Field(default=16, gt=0, le=WIDEST)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -105,9 +106,9 @@ class Memorization(MadTask):
     """
 
     kind: ClassVar[str] = "mad_memorization"
-    vocab_size: int = Field(default=256, gt=4)
-    length: int = Field(default=32, gt=1)
-    map_seed: int = Field(default=12345, ge=0)
+    vocab_size: int = Field(default=256, gt=4, le=LONGEST)
+    length: int = Field(default=32, gt=1, le=LONGEST)
+    map_seed: int = Field(default=12345, ge=0, le=MOST)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -145,9 +146,9 @@ class Compression(MadTask):
     """
 
     kind: ClassVar[str] = "mad_compression"
-    vocab_size: int = Field(default=16, gt=2)
-    length: int = Field(default=32, gt=1)
-    noise_vocab: int = Field(default=0, ge=0, description="the last ids before the marker, for noise alone")
+    vocab_size: int = Field(default=16, gt=2, le=LONGEST)
+    length: int = Field(default=32, gt=1, le=LONGEST)
+    noise_vocab: int = Field(default=0, ge=0, le=LONGEST, description="the last ids before the marker, for noise alone")
     noise: float = Field(default=0.0, ge=0, lt=1, description="share of the tokens that are noise")
 
     @model_validator(mode="after")

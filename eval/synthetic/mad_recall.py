@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ...lm.model.loss import IGNORE
+from ...lm.parts.ranges import LONGEST, WIDEST
 from .drawing import distinct, generator
 from .mad import MadTask, labelled_examples
 from .task import Examples
@@ -19,8 +20,8 @@ class MadRecall(MadTask):
     """
 
     kind: ClassVar[str] = "mad_recall"
-    vocab_size: int = Field(default=16, gt=3)
-    noise_vocab: int = Field(default=0, ge=0, description="the last ids of the vocabulary, for noise alone")
+    vocab_size: int = Field(default=16, gt=3, le=LONGEST)
+    noise_vocab: int = Field(default=0, ge=0, le=LONGEST, description="the last ids of the vocabulary, for noise alone")
     noise: float = Field(default=0.0, ge=0, lt=1, description="share of the pairs that are noise")
 
     @model_validator(mode="after")
@@ -72,8 +73,10 @@ class NoisyRecall(MadRecall):
     """In-context recall among pairs of noise tokens."""
 
     kind: ClassVar[str] = "mad_noisy_recall"
-    vocab_size: int = Field(default=32, gt=3)
-    noise_vocab: int = Field(default=16, ge=0, description="the last ids of the vocabulary, for noise alone")
+    vocab_size: int = Field(default=32, gt=3, le=LONGEST)
+    noise_vocab: int = Field(
+        default=16, ge=0, le=LONGEST, description="the last ids of the vocabulary, for noise alone"
+    )
     noise: float = Field(default=0.2, ge=0, lt=1, description="share of the pairs that are noise")
 
 
@@ -86,9 +89,9 @@ class FuzzyRecall(MadTask):
     """
 
     kind: ClassVar[str] = "mad_fuzzy_recall"
-    vocab_size: int = Field(default=16, gt=6)
-    motif: int = Field(default=3, gt=0, description="longest motif")
-    min_key: int = Field(default=3, gt=0, description="shortest motif of a key")
+    vocab_size: int = Field(default=16, gt=6, le=LONGEST)
+    motif: int = Field(default=3, gt=0, le=WIDEST, description="longest motif")
+    min_key: int = Field(default=3, gt=0, le=WIDEST, description="shortest motif of a key")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...lm.model.loss import IGNORE
+from ...lm.parts.ranges import LONGEST, WIDEST
 from .anchors import FIG2, RECALL_BY_STATE, SLICES
 from .drawing import distinct, generator
 from .slots import draw_slots, slot_weights
@@ -46,11 +47,11 @@ class PairRecall(Task):
 
     slot: ClassVar[int] = 2
     """Tokens of a slot, and of a pair with its value."""
-    vocab_size: int = Field(default=8192, gt=3)
-    n_pairs: int = Field(default=8, gt=0)
-    power_a: float = Field(default=0.01, gt=0, allow_inf_nan=False, description="1: every slot is as likely")
+    vocab_size: int = Field(default=8192, gt=3, le=LONGEST)
+    n_pairs: int = Field(default=8, gt=0, le=WIDEST)
+    power_a: float = Field(default=0.01, gt=0, le=100, description="1: every slot is as likely")
     random_non_queries: bool = Field(default=True, description="random ids between the queries rather than 0")
-    min_distance: int = Field(default=0, ge=0)
+    min_distance: int = Field(default=0, ge=0, le=WIDEST)
     """A query stands at least this many tokens after the value it asks for: nothing that sees only the last
     `min_distance` tokens, the query included, can answer better than by guessing. Layers with a window of w tokens see
     1 + n_layers (w - 1)."""
@@ -135,8 +136,8 @@ class MQAR(PairRecall):
     """
 
     kind: ClassVar[str] = "mqar"
-    length: int = Field(default=64, gt=0)
-    num_passes: int = Field(default=1, gt=0)
+    length: int = Field(default=64, gt=0, le=LONGEST)
+    num_passes: int = Field(default=1, gt=0, le=WIDEST)
 
     @property
     def context_length(self) -> int:
@@ -173,8 +174,8 @@ class ForgettingMQAR(PairRecall):
     """
 
     kind: ClassVar[str] = "mqar_forgetting"
-    length: int = Field(default=64, gt=0)
-    n_updates: int = Field(default=4, gt=0)
+    length: int = Field(default=64, gt=0, le=LONGEST)
+    n_updates: int = Field(default=4, gt=0, le=WIDEST)
     new_values: Literal["distinct", "zoology"] = "distinct"
 
     @model_validator(mode="after")
@@ -237,8 +238,8 @@ class CompositionalMQAR(PairRecall):
     kind: ClassVar[str] = "mqar_compositional"
     edition: ClassVar[int] = 2  # in the first both keys came from one half of the vocabulary
     slot: ClassVar[int] = 3
-    length: int = Field(default=64, gt=0)
-    n_pairs: int = Field(default=9, gt=0, description="a square")
+    length: int = Field(default=64, gt=0, le=LONGEST)
+    n_pairs: int = Field(default=9, gt=0, le=WIDEST, description="a square")
 
     @model_validator(mode="after")
     def _square(self) -> Self:

@@ -43,6 +43,8 @@ def _means(curves: dict[str, list[tuple[float, Best]]]) -> tuple[list[float], li
 def _plot(lines: list[Line], path: Path, label: str, x: Callable[[Line], float], log: bool) -> list[Path]:
     from matplotlib.figure import Figure
 
+    from ..figures import save_figure
+
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes: Any = figure.add_subplot()
     curves: dict[str, list[tuple[float, Best]]] = {}
@@ -77,5 +79,5 @@ def _plot(lines: list[Line], path: Path, label: str, x: Callable[[Line], float],
     axes.legend(fontsize=8, frameon=False)
     written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in written:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        save_figure(figure, file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
     return written

@@ -19,11 +19,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, InstanceOf, model_validator
 
-from ...lm.parts.errors import ConfigError
+from ...lm.parts.errors import ConfigError, brief
+from ...lm.parts.ranges import MOST, WIDEST, Beta, LearningRate, Name, Seed, Share
 from ...lm.parts.strict import Strict, nearest
 from ...lm.recipe.files import load_tree
 from ...lm.recipe.grid import Variant
@@ -33,13 +34,14 @@ from . import parse
 from .task import Task, segment_seeds
 
 SPLITS = ("train", "test")
+Batch = Annotated[int, Field(gt=0, le=MOST)]
 
 
 class Slice(Strict):
     """One configured task and how many examples of it; written flat, {task: NAME, examples: N, OPTION: VALUE ...}."""
 
     task: InstanceOf[Task]
-    examples: int = Field(gt=0)
+    examples: int = Field(gt=0, le=MOST)
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +51,7 @@ class Slice(Strict):
         options = dict(given)
         examples = options.pop("examples", None)
         if examples is None:
-            raise ValueError(f"examples: missing in {given}; give their number, e.g. examples: 1000")
+            raise ValueError(f"examples: missing in {brief(given)}; give their number, e.g. examples: 1000")
         return {"task": parse(options), "examples": examples}
 
 
@@ -65,23 +67,31 @@ class TrainerConfig(Strict):
     """
 
     schedule: Literal["corrected", "as_published"] = "corrected"
-    lr: float = Field(default=3e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.1, ge=0)
-    clip: float = Field(default=1.0, ge=0, description="corrected only: global gradient norm; 0 switches clipping off")
-    epochs: int = Field(default=4, gt=0)
-    batch: int | list[int] = Field(default=64, description="examples per step; a list has one number per train slice")
-    test_batch: int = Field(default=128, gt=0)
-    stop_at: float = Field(default=0.99, gt=0, description="mean test accuracy; above 1 training never ends early")
-    eval_every: int = Field(default=50, gt=0, description="steps between looks at the probe")
-    probe: int = Field(default=50, gt=0, description="examples per test slice, its first ones, for steps to 99 %")
+    lr: LearningRate = 3e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.1, ge=0, le=1)
+    clip: float = Field(
+        default=1.0, ge=0, le=1e6, description="corrected only: global gradient norm; 0 switches clipping off"
+    )
+    epochs: int = Field(default=4, gt=0, le=MOST)
+    batch: Batch | list[Batch] = Field(
+        default=64, description="examples per step; a list has one number per train slice"
+    )
+    test_batch: int = Field(default=128, gt=0, le=MOST)
+    stop_at: float = Field(
+        default=0.99, gt=0, le=2, description="mean test accuracy; above 1 training never ends early"
+    )
+    eval_every: int = Field(default=50, gt=0, le=MOST, description="steps between looks at the probe")
+    probe: int = Field(
+        default=50, gt=0, le=MOST, description="examples per test slice, its first ones, for steps to 99 %"
+    )
 
 
 class CurveConfig(Strict):
     """One curve of the plot: layers, further overrides, and its sizes, each a name and overrides of its own."""
 
     pattern: list[Layer] | None = None
-    ratio: dict[str, int] | None = None
+    ratio: dict[str, Share] | None = None
     overrides: list[str] = Field(default_factory=list)
     sizes: dict[str, list[str]] = Field(default_factory=dict)
 
@@ -109,9 +119,11 @@ class SweepConfig(Strict):
 
     mixers: dict[str, CurveConfig] = Field(min_length=1)
     settings: dict[str, list[str]] = Field(default_factory=dict)
-    widths: list[int] = Field(default_factory=list, description="d_model; default: that of the model section")
-    learning_rates: list[float] = Field(default_factory=list, description="default: optim.lr")
-    seeds: list[int] = Field(default_factory=list, description="default: seed")
+    widths: list[Annotated[int, Field(gt=0, le=WIDEST)]] = Field(
+        default_factory=list, description="d_model; default: that of the model section"
+    )
+    learning_rates: list[LearningRate] = Field(default_factory=list, description="default: optim.lr")
+    seeds: list[Seed] = Field(default_factory=list, description="default: seed")
 
     def variants(self, width: int) -> Iterator[Variant]:
         """Every curve at every width and size; `width` is the model's own."""
@@ -126,8 +138,8 @@ class SweepConfig(Strict):
 class Bound(Strict):
     """What the mean accuracy over seeds at the best learning rate has to reach, or must not."""
 
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: float | None = Field(default=None, ge=0, le=1e6)
+    at_most: float | None = Field(default=None, ge=0, le=1e6)
 
     def broken_by(self, accuracy: float) -> str | None:
         """What is wrong, or None."""
@@ -153,10 +165,10 @@ class Point(NamedTuple):
 class SyntheticRecipe(Strict):
     """Everything that a run on synthetic tasks needs. `SyntheticRecipe.load(path_or_name, overrides)` is the way in."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    name: Name
     description: str = ""
-    seed: int = Field(default=0, ge=0, description="of the weights and the order of the batches")
-    data_seed: int = Field(default=0, ge=0, description="of the examples")
+    seed: Seed = Field(default=0, description="of the weights and the order of the batches")
+    data_seed: Seed = Field(default=0, description="of the examples")
     train: list[Slice] = Field(min_length=1)
     test: list[Slice] = Field(min_length=1)
     model: ModelConfig = ModelConfig(pattern=["attention"])
@@ -177,8 +189,6 @@ class SyntheticRecipe(Strict):
         batch = self.optim.batch
         if isinstance(batch, list) and len(batch) != len(self.train):
             raise ValueError(f"optim.batch: lists {len(batch)} sizes for {len(self.train)} train slices")
-        if min(batch if isinstance(batch, list) else [batch], default=0) < 1:
-            raise ValueError(f"optim.batch: {batch} is no size; give at least 1")
         unknown = self.expect.keys() - self.variants().keys()
         if unknown:
             raise ValueError(f"expect: {min(unknown)!r} is no variant; {nearest(min(unknown), self.variants())}")

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ...lm.parts.ranges import LONGEST, WIDEST
 from .drawing import derive, generator
 from .task import Anchor, Examples, Task
 
@@ -44,10 +45,10 @@ class Regression(Task):
 
     kind: ClassVar[str] = "regression"
     vocab_size: int = Field(default=0, ge=0, le=0)
-    length: int = Field(default=0, ge=0, description="2 pairs + 1; leave it out")
-    dim: int = Field(default=5, gt=0, description="d")
-    pairs: int = Field(default=40, gt=0, description="L")
-    noise: float = Field(default=0.1, ge=0, description="s^2, the variance of the labels' noise")
+    length: int = Field(default=0, ge=0, le=LONGEST, description="2 pairs + 1; leave it out")
+    dim: int = Field(default=5, gt=0, le=WIDEST, description="d")
+    pairs: int = Field(default=40, gt=0, le=WIDEST, description="L")
+    noise: float = Field(default=0.1, ge=0, le=1e6, description="s^2, the variance of the labels' noise")
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 
 from ...lm.model.loss import IGNORE
+from ...lm.parts.ranges import LONGEST, WIDEST
 from .drawing import derive, generator
 from .task import Anchor, Examples, Task
 
@@ -31,8 +32,8 @@ class Parity(Task):
 
     kind: ClassVar[str] = "parity"
     vocab_size: int = Field(default=3, ge=3, le=3)
-    length: int = Field(default=40, gt=0)
-    min_length: int = Field(default=3, gt=0)
+    length: int = Field(default=40, gt=0, le=LONGEST)
+    min_length: int = Field(default=3, gt=0, le=WIDEST)
     cumulative: bool = False
 
     @model_validator(mode="after")
@@ -72,8 +73,8 @@ class GroupWords(Task):
     """
 
     kind: ClassVar[str] = "group"
-    vocab_size: int = Field(default=0, ge=0, description="the order of the group; leave it out")
-    length: int = Field(default=128, gt=0)
+    vocab_size: int = Field(default=0, ge=0, le=LONGEST, description="the order of the group; leave it out")
+    length: int = Field(default=128, gt=0, le=LONGEST)
     group: Group = "S3"
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from ...lm.model.loss import IGNORE
+from ...lm.parts.ranges import LONGEST
 from ...lm.parts.strict import Strict
 
 HALF = 1 << 31  # seeds of training segments lie below, those of test segments from here to 2 * HALF
@@ -51,9 +52,9 @@ class Task(Strict):
     """Raised when the same options and seed give other examples than before."""
     input_dim: ClassVar[int | None] = None
     """Size of the vectors the task reads; None: it reads tokens."""
-    vocab_size: int = Field(ge=0)
+    vocab_size: int = Field(ge=0, le=LONGEST)
     """Ids lie in [0, vocab_size), in labels too; 0 where vectors are read."""
-    length: int = Field(gt=0)
+    length: int = Field(gt=0, le=LONGEST)
 
     @property
     def label(self) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
-from ..parts.errors import ConfigError, DataError
+from ..parts.errors import ConfigError
+from .hostile import open_fast
 from .specials import Specials
 
 JSON_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
@@ -30,10 +31,7 @@ class FastTokenizer:
     file = JSON_FILE
 
     def __init__(self, raw: bytes, path: Path, numbered: tuple[int, int] | None = None):
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
-        except Exception:  # the library raises plain Exception
-            raise DataError(f"tokenizer {str(path)!r}: not a tokenizers file; give another file") from None
+        self._tokenizer = open_fast(raw, str(path))
         self._tokenizer.no_truncation()  # a file may carry the last call's settings
         self._tokenizer.no_padding()
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1

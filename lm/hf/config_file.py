@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError when the file holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); get the file again") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds no JSON object but a {type(found).__name__}; get the file again")

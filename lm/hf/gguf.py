@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..data.fast import template
 from ..data.tokenizer import JSON_FILE
-from ..parts.errors import CheckpointError, ConfigError
+from ..parts.errors import CheckpointError, ConfigError, UserError, brief
+from .gguf_header import check_header
 from .source import Stored
 from .tokenizers import copy_tokenizer, write_settings
 
@@ -67,9 +68,10 @@ class GGUF:
         except ImportError:
             raise ConfigError(f"{path}: reading GGUF needs the gguf package; pip install 'hybridlm[hf]'") from None
         self.path = path
+        check_header(path)
         try:
             reader = GGUFReader(path)
-        except (ValueError, OSError, IndexError) as error:
+        except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
             raise CheckpointError(f"{path}: not a whole GGUF file ({error}); get the file again") from None
         self._fields = reader.fields
         self._tensors = {_theirs(tensor.name): tensor for tensor in reader.tensors}
@@ -88,7 +90,15 @@ class GGUF:
         return values
 
     def write_tokenizer(self, folder: Path) -> None:
-        tokenizer, settings = self._tokenizer()
+        try:
+            tokenizer, settings = self._tokenizer()
+        except UserError:
+            raise
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(
+                f"{self.path}: its metadata make no tokenizer ({type(error).__name__}: {brief(str(error), 200)}); get "
+                "the file again"
+            ) from None
         with tempfile.TemporaryDirectory() as files:
             tokenizer.save(str(Path(files) / JSON_FILE))
             write_settings(Path(files), settings)
@@ -105,6 +115,11 @@ class GGUF:
         missing = [key for key in SIZES.values() if f"llama.{key}" not in self._fields]
         if missing:
             raise CheckpointError(f"{self.path}: the metadata lacks llama.{missing[0]}; get the file again")
+        if "model.embed_tokens.weight" not in self._tensors:
+            raise CheckpointError(f"{self.path}: tensor token_embd.weight is missing; get the file again")
+        for key in SIZES.values():
+            if not isinstance(size := self._get(f"llama.{key}"), int) or size < 1:
+                raise CheckpointError(f"{self.path}: llama.{key} is {brief(size)}, not a size; get the file again")
         config = {theirs: self._get(f"llama.{key}") for theirs, key in SIZES.items()}
         head_dim = self._get("llama.attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
         rotated = self._get("llama.rope.dimension_count", head_dim)

@@ -14,9 +14,10 @@ import tokenizers
 
 from ..data.fast import CONFIG_FILE, JSON_FILE, FastTokenizer
 from ..data.files import write_atomically
+from ..data.hostile import open_fast
 from ..data.specials import Specials
 from ..data.tokenizer import COMPANIONS, GENERATION_FILE, MODEL_FILE, TEMPLATES, Tokenizer, stop_ids
-from ..parts.errors import CheckpointError, ConfigError
+from ..parts.errors import CheckpointError, ConfigError, DataError
 from .config_file import read_json
 
 FAST = "PreTrainedTokenizerFast"  # the class that takes a tokenizers file as it is
@@ -90,8 +91,8 @@ def _read(source: Path, settings: dict[str, Any]) -> Any:
 
 def _check(file: Path) -> None:
     try:
-        tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
+        open_fast(file.read_bytes(), file.name)
+    except DataError as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); get the file again") from None
 
 

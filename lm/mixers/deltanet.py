@@ -17,7 +17,7 @@ class DeltaNetConfig(ChunkedConfig):
 
     n_heads: Size = FROM_MODEL
     head_dim: Size = FROM_MODEL
-    conv_size: int = Field(default=4, gt=0)
+    conv_size: int = Field(default=4, gt=0, le=1024)
     allow_negative_eigenvalues: bool = False
     """beta in (0, 2) instead of (0, 1): the state can flip sign along k (Grazzi et al. 2024, arXiv 2411.12537)."""
     output_gate: bool = False

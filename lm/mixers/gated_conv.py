@@ -16,7 +16,7 @@ from .options import MixerConfig
 class GatedConvConfig(MixerConfig):
     """As wide as the model: d_model^2 parameters."""
 
-    conv_size: int = Field(default=3, gt=0)
+    conv_size: int = Field(default=3, gt=0, le=1024)
 
 
 import math

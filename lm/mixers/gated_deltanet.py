@@ -10,6 +10,7 @@ from typing import Self
 
 from pydantic import Field
 
+from ..parts.ranges import Epsilon
 from ..parts.shape import ModelShape
 from .options import FROM_MODEL, ChunkedConfig, Size, head_sizes
 
@@ -22,10 +23,10 @@ class GatedDeltaNetConfig(ChunkedConfig):
     """Value heads, a multiple of n_heads: several states share one query and key head (GVA)."""
     head_dim: Size = FROM_MODEL
     v_head_dim: Size = FROM_MODEL
-    conv_size: int = Field(default=4, gt=0)
+    conv_size: int = Field(default=4, gt=0, le=1024)
     allow_negative_eigenvalues: bool = False
     """beta in (0, 2) instead of (0, 1): the state can flip sign along k (Grazzi et al. 2024, arXiv 2411.12537)."""
-    norm_eps: float = Field(default=1e-5, gt=0)
+    norm_eps: Epsilon = 1e-5
 
     def resolve(self, shape: ModelShape) -> Self:
         width, n_heads = head_sizes(shape.d_model, None, self.n_heads)

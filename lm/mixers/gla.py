@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import Field
 
+from ..parts.ranges import WIDEST
 from ..parts.shape import ModelShape
 from .options import FROM_MODEL, ChunkedConfig, Size, head_count
 
@@ -18,8 +19,8 @@ class GLAConfig(ChunkedConfig):
     n_heads: Size = FROM_MODEL
     head_dim: Size = FROM_MODEL
     v_head_dim: Size = FROM_MODEL
-    gate_rank: int = Field(default=16, gt=0)
-    gate_normalizer: float = Field(default=16.0, gt=0)
+    gate_rank: int = Field(default=16, gt=0, le=WIDEST)
+    gate_normalizer: float = Field(default=16.0, ge=0.01, le=1e6)
     """What the log of the gate is divided by: the larger, the slower the memory forgets at first."""
 
     def resolve(self, shape: ModelShape) -> Self:

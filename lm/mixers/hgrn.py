@@ -16,7 +16,7 @@ from .options import MixerConfig
 class HGRNConfig(MixerConfig):
     """4 expand_ratio d_model^2 parameters."""
 
-    expand_ratio: int = Field(default=1, gt=0)
+    expand_ratio: int = Field(default=1, gt=0, le=1024)
     """Channels of the state per channel of the shape."""
 
 

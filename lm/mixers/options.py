@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from ..parts.ranges import WIDEST
 from ..parts.shape import ModelShape
 from ..parts.strict import Strict
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:  # a layer finds it finished
     Size = int
     SizeOfPairs = int
 else:  # a recipe may leave it out
-    Size = Annotated[int, Field(gt=0)] | None
-    SizeOfPairs = Annotated[int, Field(gt=1)] | None
+    Size = Annotated[int, Field(gt=0, le=WIDEST)] | None
+    SizeOfPairs = Annotated[int, Field(gt=1, le=WIDEST)] | None
 
 
 class MixerConfig(Strict):

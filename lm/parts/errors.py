@@ -41,6 +41,12 @@ class Interrupted(UserError):
         self.code = code
 
 
+def brief(value: object, most: int = 80) -> str:
+    """repr(value) for a message: one line of at most `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 @contextmanager
 def concerning(field: str) -> Iterator[None]:
     """What goes wrong inside is put down to `field`: a UserError begins with it, a missing package is named."""

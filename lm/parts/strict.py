@@ -1,19 +1,25 @@
 """Strict pydantic models: an unknown key is an error that names the nearest key."""
 
 import difflib
+import re
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import ConfigError
+from .errors import ConfigError, brief
+
+LONGEST_LINE = 800  # characters
+PROBLEMS = 20  # that one error names
+UNION_MEMBER = re.compile(r"(constrained-)?(int|float|str)|list\[.*\]|dict\[.*\]")
 
 
 class Strict(BaseModel):
-    """Base of every configuration class: no unknown keys, defaults validated, assignments validated."""
+    """Base of every configuration class: no unknown keys, finite numbers, defaults and assignments validated."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, data: dict[str, Any], where: str = "") -> Self:
@@ -21,29 +27,50 @@ class Strict(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            lines = [_explain(cls, data, problem) for problem in error.errors()]
+            lines = list(dict.fromkeys(_explain(cls, problem) for problem in error.errors()))
+            if len(lines) > PROBLEMS:
+                lines[PROBLEMS:] = [f"and {len(lines) - PROBLEMS} more problems"]
             prefix = f"{where}: " if where else ""
-            raise ConfigError("\n".join(prefix + line for line in dict.fromkeys(lines))) from None
+            raise ConfigError("\n".join(prefix + _cut(line) for line in lines)) from None
+
+
+def _cut(line: str) -> str:
+    """A line that shows a whole long value loses its middle; it ends with what to do."""
+    line = " ".join(line.split("\n"))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4 :]}"
 
 
 def nearest(word: str, words: typing.Iterable[str]) -> str:
     """`did you mean X?` for the closest of `words`, or the whole list when nothing is close."""
-    words = list(words)
+    words, word = list(words), word[:100]
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(sorted(words))}"
 
 
-def _explain(cls: type[Strict], data: dict[str, Any], problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
+def _explain(cls: type[Strict], problem: Any) -> str:
+    path = _dotted(problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, key = problem["loc"]
         owner = _model_at(cls, parents)
-        place = ".".join(str(p) for p in parents) or "the recipe"
-        return f"{path}: unknown key {key!r} in {place}; {nearest(str(key), owner.model_fields if owner else [])}"
+        place = _dotted(parents) or "the recipe"
+        return f"{path}: unknown key {brief(key)} in {place}; {nearest(str(key), owner.model_fields if owner else [])}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("value_error", "missing"):
         return f"{path}: {message}" if path else message
-    return f"{path}: {message}, got {problem['input']!r}"
+    for bound in problem.get("ctx", {}).values():
+        if isinstance(bound, float):
+            message = f"{message.rpartition(' ')[0]} {bound:g}"  # pydantic writes all the zeros of 1e-20
+    said = f"{message}, got {brief(problem['input'])}"
+    return f"{path}: {said}" if path else said
+
+
+def _dotted(parts: Sequence[str | int]) -> str:
+    """A place in the tree, without the types of a union that pydantic puts into it.
+
+    A key that would break the line or is very long is written as `shown` writes it.
+    """
+    keys = [part for part in parts if not (isinstance(part, str) and UNION_MEMBER.fullmatch(part))]
+    return ".".join(brief(x) if isinstance(x, str) and (len(x) > 80 or not x.isprintable()) else str(x) for x in keys)
 
 
 def _model_at(cls: type[BaseModel], parts: list[Any]) -> type[BaseModel] | None:

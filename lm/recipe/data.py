@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from ..parts.errors import brief
+from ..parts.ranges import MOST, Name, PathText
 from ..parts.strict import Strict
 
 
@@ -42,14 +44,16 @@ class SourceConfig(Strict):
 
     name: str
     format: Literal["registered", "json", "parquet", "text", "folder", "hub"] = "registered"
-    path: str | None = Field(default=None, description="file, glob, folder, or hub data set as NAME or NAME:CONFIG")
+    path: PathText | None = Field(
+        default=None, description="file, glob, folder, or hub data set as NAME or NAME:CONFIG"
+    )
     text_field: str = "text"
     split: str = "train"
     max_bytes: int | None = Field(
-        default=None, gt=0, description="stop after this many bytes of text, e.g. of an endless stream"
+        default=None, gt=0, le=1 << 62, description="stop after this many bytes of text, e.g. of an endless stream"
     )
     weight: float | None = Field(
-        default=None, gt=0, description="share of the mixture; default: in proportion to tokens"
+        default=None, gt=0, le=MOST, description="share of the mixture; default: in proportion to tokens"
     )
     select: Select = Select()
 
@@ -57,7 +61,7 @@ class SourceConfig(Strict):
     def _path_given(self) -> Self:
         if (self.path is None) != (self.format == "registered"):
             raise ValueError(
-                f"source {self.name!r}: format={self.format} {'needs' if self.path is None else 'takes no'} path"
+                f"source {brief(self.name)}: format={self.format} {'needs' if self.path is None else 'takes no'} path"
             )
         return self
 
@@ -66,8 +70,8 @@ class TokenizerConfig(Strict):
     """`train` a SentencePiece BPE on the training documents, or load a `file`: SentencePiece or tokenizers JSON."""
 
     kind: Literal["train", "file"] = "train"
-    path: str | None = Field(default=None, description="kind=file: the tokenizer file")
-    max_bytes: int = Field(default=50_000_000, gt=0, description="kind=train: bytes of text to learn from")
+    path: PathText | None = Field(default=None, description="kind=file: the tokenizer file")
+    max_bytes: int = Field(default=50_000_000, gt=0, le=1 << 40, description="kind=train: bytes of text to learn from")
     special_text: Literal["text", "control"] = Field(
         default="text",
         description="what words of a document are that spell a special token, such as <|endoftext|>: text like all "
@@ -100,7 +104,7 @@ class DataConfig(Strict):
     """Training mixture, fixed validation sets, tokenizer."""
 
     train: Sources
-    valid: dict[str, Sources] = Field(default_factory=dict, description="named validation sets, never mixed")
+    valid: dict[Name, Sources] = Field(default_factory=dict, description="named validation sets, never mixed")
     tokenizer: TokenizerConfig = TokenizerConfig()
-    cache: str = Field(default="~/.cache/hybridlm", description="folder for downloads and prepared shards")
-    workers: int = Field(default=2, gt=0)
+    cache: PathText = Field(default="~/.cache/hybridlm", description="folder for downloads and prepared shards")
+    workers: int = Field(default=2, gt=0, le=1024)

@@ -1,9 +1,10 @@
 """The recipe's `eval` section: what is measured on a model while it trains and when it has ended."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ..parts.ranges import LONGEST, MOST
 from ..parts.strict import Strict
 
 NeedleName = Literal[
@@ -28,14 +29,26 @@ class NeedlesConfig(Strict):
     """Facts hidden in a long text and asked for, in the form of RULER (Hsieh et al. 2024); see eval/needles."""
 
     tasks: list[NeedleName] = Field(default=["single_1", "single_2", "single_3", "multikey_1"], min_length=1)
-    lengths: list[int] | None = Field(
+    lengths: list[Annotated[int, Field(gt=1, le=LONGEST)]] | None = Field(
         default=None, min_length=1, description="tokens, answer included; default: 1, 2 and 4 times the context"
     )
-    depths: int | list[float] = Field(default=40, description="number of evenly spaced depths, or depths in [0, 1]")
-    samples: int = Field(default=1, gt=0, description="prompts per task, length and depth")
+    depths: Annotated[int, Field(gt=0, le=10_000)] | list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        default=40, description="number of evenly spaced depths, or depths in [0, 1]"
+    )
+    samples: int = Field(default=1, gt=0, le=MOST, description="prompts per task, length and depth")
     haystack: str = Field(default="mobydick", description="a registered source or a text file")
     generate: bool = Field(default=True, description="false: only the likelihood of the right answer, which is faster")
     beyond: Beyond = "run"
+
+    def at_most(self, prompts: int) -> Self:
+        """The same with at most so many prompts of each task and length: fewer samples, then fewer depths."""
+        depths = self.depths
+        n = depths if isinstance(depths, int) else len(depths)
+        if n > prompts:
+            chosen = [round(i * (n - 1) / max(prompts - 1, 1)) for i in range(prompts)]
+            depths = prompts if isinstance(depths, int) else [depths[i] for i in chosen]
+        samples = min(self.samples, max(1, prompts // n))
+        return self.model_copy(update={"depths": depths, "samples": samples})
 
 
 class PositionsConfig(Strict):
@@ -43,12 +56,22 @@ class PositionsConfig(Strict):
 
     text: str = Field(default="mobydick", description="a registered source or a text file")
     modes: list[Mode] | None = Field(default=None, min_length=1, description="default: every mode the model has")
-    window: int | None = Field(default=None, gt=1, description="tokens; default: the context")
-    stride: int | None = Field(default=None, gt=0, description="sliding: new tokens per window; default: half of it")
-    max_tokens: int | None = Field(default=None, gt=0, description="tokens per block; default: 8 times the context")
-    blocks: int = Field(default=4, gt=0, description="stretches of the text, each scored from its own start")
-    bucket: int | None = Field(default=None, gt=0, description="positions averaged together; default: the window")
+    window: int | None = Field(default=None, gt=1, le=LONGEST, description="tokens; default: the context")
+    stride: int | None = Field(
+        default=None, gt=0, le=LONGEST, description="sliding: new tokens per window; default: half of it"
+    )
+    max_tokens: int | None = Field(
+        default=None, gt=0, le=MOST, description="tokens per block; default: 8 times the context"
+    )
+    blocks: int = Field(default=4, gt=0, le=MOST, description="stretches of the text, each scored from its own start")
+    bucket: int | None = Field(
+        default=None, gt=0, le=MOST, description="positions averaged together; default: the window"
+    )
     beyond: Beyond = "run"
+
+    def at_most(self, blocks: int) -> Self:
+        """The same with at most so many stretches of the text."""
+        return self.model_copy(update={"blocks": min(self.blocks, blocks)})
 
 
 class EvalConfig(Strict):
@@ -64,9 +87,9 @@ class EvalConfig(Strict):
     needles: NeedlesConfig | None = None
     positions: PositionsConfig | None = None
     probes: list[dict[str, Any]] = Field(default_factory=list)
-    limit: int | None = Field(default=None, gt=0)
-    every: int = Field(default=0, ge=0)
-    batch_tokens: int = Field(default=8192, gt=0, description="padded tokens per forward")
+    limit: int | None = Field(default=None, gt=0, le=MOST)
+    every: int = Field(default=0, ge=0, le=MOST)
+    batch_tokens: int = Field(default=8192, gt=0, le=MOST, description="padded tokens per forward")
     prompt: str | None = Field(default=None, description="text that the run's final sample continues")
     yardsticks: bool = Field(
         default=False, description="end with unigram and trigram models of the same tokens beside the run"

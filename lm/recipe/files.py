@@ -1,26 +1,29 @@
 """Recipe files: finding one by path or name, following `extends:`, applying `KEY=VALUE` overrides."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..parts.errors import ConfigError
+from ..parts.errors import ConfigError, brief, concerning
 from ..parts.strict import nearest
+from .yaml_text import LONGEST, read_yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+LONGEST_CHAIN = 16  # files that extend each other
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
     """A path as given, or `NAME` / `FOLDER/NAME` below recipes/, with or without .yaml."""
-    path = Path(path_or_name).expanduser()
-    for candidate in (path, RECIPES / path, RECIPES / f"{path}.yaml"):
-        if candidate.is_file():
-            return candidate
+    try:
+        path = Path(path_or_name).expanduser()
+        for candidate in (path, RECIPES / path, RECIPES / f"{path}.yaml"):
+            if candidate.is_file():
+                return candidate
+    except (OSError, RuntimeError, ValueError):  # too long for a file system, or the home of nobody
+        path = Path()
     names = [str(p.relative_to(RECIPES).with_suffix("")) for p in sorted(RECIPES.rglob("*.yaml"))]
-    raise ConfigError(
-        f"recipe {str(path_or_name)!r}: no such file and no recipe of that name; {nearest(str(path), names)}"
-    )
+    what = "is a folder" if path.is_dir() else "no such file and no recipe of that name"
+    raise ConfigError(f"recipe {brief(str(path_or_name))}: {what}; {nearest(str(path), names)}")
 
 
 def load_tree(path_or_name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
@@ -33,22 +36,54 @@ def load_tree(path_or_name: str | Path, overrides: list[str] | tuple[str, ...] =
     return tree, path.name
 
 
+def as_override(key: str, value: object) -> str:
+    """KEY=VALUE that is read as this value: a folder that is called 1e3 or [b] too."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    chain = " -> ".join(p.name for p in seen)
     if path.resolve() in seen:
-        raise ConfigError(f"{path.name}: extends itself through {' -> '.join(p.name for p in seen)}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path.name}: a recipe is a mapping of sections, got {type(tree).__name__}")
+        raise ConfigError(f"{path.name}: extends itself through {chain}")
+    if len(seen) == LONGEST_CHAIN:
+        raise ConfigError(f"{path.name}: extends goes on for more than {LONGEST_CHAIN} files; merge some of them")
+    tree = _parse(path)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
-    beside = path.parent / f"{parent}.yaml"
-    base = _read(beside if beside.is_file() else find_recipe(parent), (*seen, path.resolve()))
+    if not isinstance(parent, str) or not parent.strip():
+        raise ConfigError(f"{path.name}: extends: {brief(parent)} is no name of a recipe; give one, e.g. extends: demo")
+    base = _read(_extended(path, parent), (*seen, path.resolve()))
     base.pop("name", None)
     return _merge(base, tree)
+
+
+def _extended(path: Path, parent: str) -> Path:
+    """The file that `path` extends under the name `parent`: beside it, or as `find_recipe` finds one."""
+    try:
+        beside = find_recipe((path.parent / f"{parent}.yaml").absolute())
+    except ConfigError:
+        with concerning(f"{path.name}: extends"):
+            return find_recipe(parent)
+    return beside
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """One file's tree."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LONGEST + 1)
+        if len(raw) > LONGEST:
+            raise ConfigError(f"is larger than {LONGEST:,} bytes; a recipe is not")
+        tree = read_yaml(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path.name}: {error}") from None
+    if not isinstance(tree, dict):
+        found = "nothing" if tree is None else type(tree).__name__
+        raise ConfigError(f"{path.name}: a recipe is a mapping of sections, got {found}")
+    return tree
 
 
 LAYER_KEYS = ("pattern", "ratio", "layers")
@@ -68,20 +103,23 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     """Set one dotted KEY=VALUE; VALUE is YAML: train.steps=9, model.ratio={gated_deltanet: 3, attention: 1}."""
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"override {override!r}: expected KEY=VALUE, e.g. train.steps=100")
-    *parents, last = key.strip().split(".")
+    *parents, last = (part.strip() for part in key.split("."))
+    if not equals or not all((*parents, last)):
+        raise ConfigError(f"override {brief(override)}: expected KEY=VALUE, e.g. train.steps=100")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not valid YAML; quote it") from None
+        value = read_yaml(text)
+    except ConfigError as error:
+        said = str(error)
+        if said.startswith("not valid YAML"):
+            said = f"{brief(text)} is not valid YAML; quote it"
+        raise ConfigError(f"override {brief(override)}: {said}") from None
     if isinstance(value, str) and text.strip()[:1] not in ("'", '"', "|", ">"):
         value = text.strip()  # a plain text in full: `#` begins no comment on a command line
     node = tree
     for part in parents:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
+            raise ConfigError(f"override {brief(override)}: {brief(part)} is a value, not a section")
     if last in LAYER_KEYS:
         for other in LAYER_KEYS:
             node.pop(other, None)

@@ -13,6 +13,8 @@ from typing import NamedTuple, Self
 from pydantic import Field, model_validator
 
 from ..mixers import MIXERS
+from ..parts.errors import brief
+from ..parts.ranges import Name, Share
 from ..parts.strict import Strict, nearest
 
 
@@ -29,20 +31,22 @@ class GridConfig(Strict):
     """Every mixer at every ratio, and single variants beside them; see the module."""
 
     mixers: dict[str, list[str]] = Field(min_length=1)
-    ratios: dict[str, dict[str, int]] = Field(min_length=1)
-    others: dict[str, list[str]] = Field(default_factory=dict)
+    ratios: dict[Name, dict[str, Share]] = Field(min_length=1)
+    others: dict[Name, list[str]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         for name in self.mixers:
             if name not in MIXERS:
-                raise ValueError(f"mixers: unknown mixer {name!r}; {nearest(name, MIXERS)}")
+                raise ValueError(f"mixers: unknown mixer {brief(name)}; {nearest(name, MIXERS)}")
         for name, ratio in self.ratios.items():
             if "linear" not in ratio:
                 raise ValueError(f"ratios: {name} has no share for `linear`, which stands for the mixer; add one")
             for part in ratio:
                 if part != "linear" and part not in MIXERS:
-                    raise ValueError(f"ratios: unknown mixer {part!r} in {name}; {nearest(part, ['linear', *MIXERS])}")
+                    raise ValueError(
+                        f"ratios: unknown mixer {brief(part)} in {name}; {nearest(part, ['linear', *MIXERS])}"
+                    )
                 if part in self.mixers:
                     raise ValueError(f"ratios: {name} mixes {part!r} with itself; move it from mixers to others")
         clashes = self.others.keys() & {f"{mixer}-{ratio}" for mixer in self.mixers for ratio in self.ratios}

@@ -73,9 +73,6 @@ def _cut(period: list[Any], n_layers: int, key: str) -> list[Any]:
 
 def _spread(ratio: dict[str, int]) -> list[str]:
     """A period of sum(ratio) layers, every mixer spread evenly and the rarest last."""
-    bad = {name: share for name, share in ratio.items() if share < 1}
-    if not ratio or bad:
-        raise ValueError(f"ratio: {bad or ratio} is impossible; every share is a whole number of at least 1")
     # the j-th of n layers of a kind wants the end of its n-th part of the period; ties go to the larger share
     wanted = [((j + 1) / n, -n, name) for name, n in ratio.items() for j in range(n)]
     return [name for *_, name in sorted(wanted, key=lambda w: w[:2])]

@@ -6,7 +6,8 @@ from pydantic import Field, create_model, model_validator
 
 from ..mixers import MIXERS
 from ..mixers.options import MixerConfig
-from ..parts.errors import ConfigError
+from ..parts.errors import ConfigError, brief
+from ..parts.ranges import DEEPEST, LONGEST, WIDEST, Epsilon, Share
 from ..parts.shape import ModelShape
 from ..parts.strict import Strict, nearest
 from .layers import Layer, LayerSpec, Remainder, spelled_out
@@ -15,8 +16,8 @@ from .layers import Layer, LayerSpec, Remainder, spelled_out
 class FFNConfig(Strict):
     """SwiGLU: w_down(silu(x w_gate) * (x w_up)). `hidden` defaults to 8/3 d_model rounded up to `multiple_of`."""
 
-    hidden: int | None = Field(default=None, gt=0)
-    multiple_of: int = Field(default=64, gt=0)
+    hidden: int | None = Field(default=None, gt=0, le=WIDEST)
+    multiple_of: int = Field(default=64, gt=0, le=WIDEST)
     bias: bool = False
 
     def width(self, d_model: int) -> int:
@@ -30,13 +31,13 @@ class BaseModelConfig(Strict):
     Each registered mixer has a section of its own name here; sizes left out follow from `d_model` and `context`.
     """
 
-    vocab_size: int = Field(default=4096, gt=1)
-    d_model: int = Field(default=256, gt=0)
-    n_layers: int = Field(default=8, gt=0)
-    context: int = Field(default=512, gt=0, description="tokens per training sequence")
-    pattern: list[Layer] | None = Field(default=None, min_length=1)
-    ratio: dict[str, int] | None = None
-    layers: list[Layer] | None = None
+    vocab_size: int = Field(default=4096, gt=1, le=LONGEST)
+    d_model: int = Field(default=256, gt=0, le=WIDEST)
+    n_layers: int = Field(default=8, gt=0, le=DEEPEST)
+    context: int = Field(default=512, gt=1, le=LONGEST, description="tokens per training sequence")
+    pattern: list[Layer] | None = Field(default=None, min_length=1, max_length=DEEPEST)
+    ratio: dict[str, Share] | None = Field(default=None, min_length=1)
+    layers: list[Layer] | None = Field(default=None, min_length=1, max_length=DEEPEST)
     remainder: Remainder = "error"
     """What a period of `pattern` or `ratio` that does not divide `n_layers` is: an error, or cut where the layers end;
     a kind of layer that is then left out altogether takes the last layer."""
@@ -45,13 +46,15 @@ class BaseModelConfig(Strict):
     ffn: FFNConfig | None = FFNConfig()
     """null leaves the feed-forward out of every layer."""
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the embedding dropped in training")
-    norm_eps: float = Field(default=1e-6, gt=0)
+    norm_eps: Epsilon = 1e-6
     zero_centered_norms: bool = False
     """Norms of the residual stream, of queries and of keys multiply by 1 + weight, the weight starting at 0."""
     tie_embeddings: bool = True
-    logit_softcap: float | None = Field(default=None, gt=0, description="logits become c * tanh(logits / c)")
-    z_loss: float = Field(default=0.0, ge=0, description="weight of mean(logsumexp(logits)^2)")
-    init_std: float | None = Field(default=None, gt=0, description="default 0.02 * sqrt(512 / d_model), at most 0.04")
+    logit_softcap: float | None = Field(default=None, ge=1, le=1e4, description="logits become c * tanh(logits / c)")
+    z_loss: float = Field(default=0.0, ge=0, le=1, description="weight of mean(logsumexp(logits)^2)")
+    init_std: float | None = Field(
+        default=None, ge=1e-6, le=1, description="default 0.02 * sqrt(512 / d_model), at most 0.04"
+    )
 
     @model_validator(mode="after")
     def _layers_make_sense(self) -> Self:
@@ -69,10 +72,10 @@ class BaseModelConfig(Strict):
 
     def _spec(self, layer: Layer) -> LayerSpec:
         if isinstance(layer, dict) and len(layer) != 1:
-            raise ValueError(f"layers: {layer} is not one layer; write a name or {{name: {{option: value}}}}")
+            raise ValueError(f"layers: {brief(layer)} is not one layer; write a name or {{name: {{option: value}}}}")
         name, own = (layer, {}) if isinstance(layer, str) else next(iter(layer.items()))
         if name not in MIXERS:
-            raise ValueError(f"layers: unknown mixer {name!r}; {nearest(name, MIXERS)}")
+            raise ValueError(f"layers: unknown mixer {brief(name)}; {nearest(name, MIXERS)}")
         options = self.mixer_options(name)
         if own:
             try:
@@ -86,6 +89,12 @@ class BaseModelConfig(Strict):
         finished = options.resolve(self.shape).model_copy(update={"ffn_hidden": hidden})
         if missing := finished.unfinished():
             raise TypeError(f"{type(options).__name__}.resolve: leaves {', '.join(missing)} without a size")
+        heads, width = (
+            max((getattr(finished, name, 1) for name in names), default=1)
+            for names in (("n_heads", "n_v_heads"), ("head_dim", "v_head_dim"))
+        )
+        if heads * width > LONGEST:
+            raise ValueError(f"layers: {heads} heads of {width} channels are more than {LONGEST} channels; use fewer")
         return finished
 
     @property

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from ..parts.errors import ConfigError
+from ..parts.errors import ConfigError, brief
+from ..parts.ranges import Name, Seed
 from ..parts.strict import Strict, nearest
 from .data import DataConfig
 from .eval import EvalConfig
@@ -18,14 +18,15 @@ from .files import load_tree
 from .grid import GridConfig, Variant
 from .model import ModelConfig
 from .train import OptimConfig, TrainConfig
+from .yaml_text import write_yaml
 
 
 class Recipe(Strict):
     """Everything a run needs. `Recipe.load(path_or_name, overrides)` is the way in."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    name: Name
     description: str = ""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     model: ModelConfig = ModelConfig(pattern=["attention"])
     data: DataConfig
     optim: OptimConfig = OptimConfig()
@@ -37,6 +38,8 @@ class Recipe(Strict):
     def _parts_fit(self) -> Self:
         if self.eval.every and self.train.zero_stage == 3:
             raise ValueError("eval.every: needs whole weights in one process; use train.zero_stage=2 or eval.every=0")
+        if "{" in self.train.out.replace("{name}", ""):
+            raise ValueError(f"train.out: {brief(self.train.out)} has a brace; {{name}} is the one that is filled in")
         return self
 
     @classmethod
@@ -56,9 +59,9 @@ class Recipe(Strict):
         """One of the grid's variants. Raises ConfigError that names the nearest."""
         found = self.variants()
         if not found:
-            raise ConfigError(f"variant {name!r}: recipe {self.name} has no grid section; leave --variant out")
+            raise ConfigError(f"variant {brief(name)}: recipe {self.name} has no grid section; leave --variant out")
         if name not in found:
-            raise ConfigError(f"variant {name!r}: not in the grid of {self.name}; {nearest(name, found)}")
+            raise ConfigError(f"variant {brief(name)}: not in the grid of {self.name}; {nearest(name, found)}")
         return found[name]
 
     def run_folder(self) -> Path:
@@ -67,7 +70,7 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The merged recipe, as written into the run folder; `Recipe.load` reads it back unchanged."""
-        return yaml.safe_dump(_written(self), sort_keys=False, allow_unicode=True)
+        return write_yaml(_written(self))
 
 
 def _written(value: Any) -> Any:

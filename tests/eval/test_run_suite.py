@@ -16,6 +16,7 @@ from hybridlm.eval.needles.measurement import NeedlesMeasurement
 from hybridlm.eval.synthetic.token_probes import TokenProbes
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.eval import NeedlesConfig
 from hybridlm.lm.run import Run
 from hybridlm.tools import score
 from hybridlm.tools.score import run_suite
@@ -178,3 +179,34 @@ def test_settings_of_the_recipe_can_be_others_for_once(run_folder, monkeypatch):
     assert Recipe.load(run_folder / "recipe.yaml").eval.needles is None
     with pytest.raises(ConfigError, match=r"^override 'model.d_model=8': a finished run has only eval settings"):
         run_suite(run_folder, None, ["needles"], overrides=["model.d_model=8"], console=quiet())
+
+
+def test_limit_bounds_needles_and_positions_and_a_bar_shows_how_far_they_are(run_folder, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"The {i}th line is about the number {i} and nothing else at all." for i in range(900)))
+    given = [
+        *(f"eval.needles.haystack={text}", "eval.needles.tasks=[single_1]", "eval.needles.lengths=[512]"),
+        *("eval.needles.generate=false", f"eval.positions.text={text}", "eval.positions.max_tokens=64"),
+    ]
+    run_suite(run_folder, "long", [], limit=2, overrides=given, console=quiet())
+    results = run_folder / "eval" / "step-000007"
+    cells = json.loads((results / "needles.json").read_text())["cells"]
+    assert [(cell["task"], cell["n"]) for cell in cells] == [("single_1", 1)] * 2
+    assert {curve["tokens"] for curve in json.loads((results / "positions.json").read_text())["curves"]} == {2 * 64}
+    bars = capsys.readouterr().err
+    assert "needles: 100%" in bars and "positions: 100%" in bars
+
+
+@pytest.mark.parametrize(
+    ("given", "limit", "depths", "samples"),
+    [
+        ({"depths": 40, "samples": 3}, 200, 40, 3),
+        ({"depths": 40, "samples": 3}, 80, 40, 2),
+        ({"depths": 40, "samples": 3}, 7, 7, 1),
+        ({"depths": [0.0, 0.1, 0.5, 1.0]}, 2, [0.0, 1.0], 1),
+        ({"depths": [0.0, 0.1, 0.5, 1.0]}, 1, [0.0], 1),
+    ],
+)
+def test_fewer_needles_are_fewer_samples_then_fewer_depths(given, limit, depths, samples):
+    found = NeedlesConfig(**given).at_most(limit)
+    assert (found.depths, found.samples) == (depths, samples)

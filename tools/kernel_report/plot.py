@@ -14,6 +14,8 @@ def plot(sweep: dict[int, list[CaseResult]], path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    from ...eval.figures import save_figure
+
     dims = sorted(sweep)
     names = list(dict.fromkeys(r.case for r in sweep[dims[0]]))
     figure, axes = plt.subplots(2, len(names), figsize=(3.6 * len(names), 6.4), sharex=True, squeeze=False)
@@ -44,5 +46,5 @@ def plot(sweep: dict[int, list[CaseResult]], path: Path) -> None:
         f"Counted, not timed: unique HBM bytes and the bound on time at B={shape.B}, T={shape.T}, H={shape.H}, bf16"
     )
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ...eval.console import binary
+from ...eval.figures import save_figure
 from ..records import smooth
 
 matplotlib.use("Agg")
@@ -41,7 +42,7 @@ def chart(description: str, width: float, height: float, **grid: Any) -> Iterato
         try:
             yield axes, image
             file = io.BytesIO()
-            figure.savefig(file, format="svg", metadata={"Date": None})
+            save_figure(figure, file, format="svg", metadata={"Date": None})
             data = base64.b64encode(file.getvalue()).decode()
             image.append(Markup('<img src="data:image/svg+xml;base64,{}" alt="{}">').format(data, description))
         finally:

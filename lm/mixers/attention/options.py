@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
+from ...parts.ranges import LONGEST
 from ...parts.rope_config import RopeConfig
 from ...parts.shape import ModelShape
 from ..options import FROM_MODEL, MixerConfig, Size, SizeOfPairs, head_sizes
@@ -21,7 +22,7 @@ class AttentionConfig(MixerConfig):
     """Biases on the projections to q, k and v (Qwen 2), and on the output projection too."""
     gate: bool = False
     """Each channel of the output times sigmoid(x W_gate), before W_o (Qiu et al. 2025, arXiv 2505.06708)."""
-    window: int | None = Field(default=None, gt=0)
+    window: int | None = Field(default=None, gt=0, le=LONGEST)
     """Keys a query sees, itself included; None: all."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the attention weights dropped in training."""
