@@ -36,7 +36,7 @@ def _recompute_blocks(model: HybridLM) -> None:
 
 
 def _compile_dense(model: HybridLM) -> None:
-    """torch.compile each feed-forward in place; recurrences stay eager, their kernels would break the graph."""
+    """torch.compile each feed-forward in place; packed documents would make a graph of every batch."""
     for block in model.layers():
         if block.ffn is not None:
             block.ffn.compile()

@@ -337,3 +337,25 @@ class DecaysInLowPrecision(LeakyMemory):
             outs.append(end)
         y = torch.stack(outs) if outs else v
         return y, end.to(h.dtype)
+
+
+# contract 11: torch.compile
+
+
+class LooksAtItsValues(LeakyMemory):
+    """Asks the host for a value, which ends a graph."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = super().recur(v, h)
+        return (y if float(v.detach().sum()) < 1e30 else -y), end
+
+
+class DependsOnItsLength(LeakyMemory):
+    """Steps through its tokens in Python, so that each length is a graph of its own."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        outs = []
+        for t in range(len(v)):
+            h = (-self.rate()).exp() * h + v[t]
+            outs.append(h)
+        return torch.stack(outs), h
