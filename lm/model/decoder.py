@@ -34,8 +34,9 @@ class HybridLM(nn.Module):
 
     Initialisation: matrices and embeddings from N(0, s^2), s = `init_std` or min(0.04, 0.02 sqrt(512 / d_model)); the
     two projections by which a layer writes into the residual stream from N(0, s^2 / (2 n_layers)), so that the
-    stream's variance does not grow with depth (Radford et al. 2019); norms multiply by 1, biases are 0; what a mixer
-    initialises itself stays.
+    stream's variance does not grow with depth (Radford et al. 2019); norms multiply by 1, biases are 0; the rest is as
+    its module's `reset_parameters` says. `init_weights` does all of it: a model made on the meta device and emptied
+    onto another has, after that, the weights that any model of the same seed has.
 
     Rounding: a model cast to bfloat16 rounds as late as it can, unless it is a Llama, all of its layers attention with
     the norm before it. That one rounds where transformers' Llama, Mistral, Qwen2 and Qwen3 do: tables of RoPE, each
@@ -45,28 +46,31 @@ class HybridLM(nn.Module):
     def __init__(self, config: "BaseModelConfig"):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        self.pos_embed = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
         specs = config.layer_specs()
-        self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(specs))
-        self.shared = nn.ModuleDict(_shared_modules(specs, config.shape))
-        self.norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.embed.weight
+        with torch.random.fork_rng(devices=[]):  # what modules draw for themselves is not kept: see `init_weights`
+            self.embed = nn.Embedding(config.vocab_size, config.d_model)
+            self.pos_embed = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
+            self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(specs))
+            self.shared = nn.ModuleDict(_shared_modules(specs, config.shape))
+            self.norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if all(spec.mixer == "attention" and spec.options.norm == "pre" for spec in specs):
             for module in self.modules():
                 if isinstance(module, RMSNorm | Attention):
                     module.llama_rounding = True
         self.init_weights()
+        self.register_load_state_dict_post_hook(_tie)
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """See the class."""
+        """Initialise every parameter and buffer, and tie the embeddings if they are to be, see the class."""
+        _tie(self)
         std = self.config.init_std or min(0.04, 0.02 * math.sqrt(512 / self.config.d_model))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for block in self.layers():
@@ -230,6 +234,12 @@ class HybridLM(nn.Module):
             weights["lm_head.weight"] = weights["embed.weight"]  # stored once
         model.load_state_dict(weights)
         return model.to(device).eval()
+
+
+def _tie(model: HybridLM, _: object = None) -> None:
+    """One parameter for embedding and head, which `to_empty` and `load_state_dict(assign=True)` make two."""
+    if model.config.tie_embeddings and isinstance(model.lm_head, nn.Linear):
+        model.lm_head.weight = model.embed.weight
 
 
 def _shared_modules(specs: list[LayerSpec], shape: ModelShape) -> dict[str, nn.Module]:
