@@ -14,14 +14,14 @@ from ...kernels.shared.sequences import Sequences
 from ..mixers import MIXERS, Mixer
 from ..mixers.attention.attention import Attention
 from ..parts.context import Context
-from ..parts.linear import project
+from ..parts.linear import is_plain, project
 from ..parts.norm import RMSNorm
 from ..parts.shape import ModelShape
 from ..recipe.layers import LayerSpec
 from .block import Block
 from .cache import Cache
 from .generate import generate
-from .loss import cap, full_cross_entropy, linear_cross_entropy, shift_labels
+from .loss import cap, check_labels, full_cross_entropy, linear_cross_entropy, shift_labels
 from .output import Output
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class HybridLM(nn.Module):
     the norm before it. That one rounds where transformers' Llama, Mistral, Qwen2 and Qwen3 do: tables of RoPE, each
     product with them, and normalised activations before a norm's weight. Under autocast nothing of this applies.
     """
+
+    hooks_only_gather = False
+    """Whether hooks of modules do no more than gather parameters, which reading one does too: those of ZeRO-3."""
 
     def __init__(self, config: "BaseModelConfig"):
         super().__init__()
@@ -109,10 +112,11 @@ class HybridLM(nn.Module):
         """Score or continue sequences.
 
         input_ids: [B, T]. labels: [B, T], usually input_ids again: token t is predicted from those before it, so a
-        sequence's first label is never used; -100 is ignored. cu_seqlens: [N + 1], documents packed end to end, B = 1;
-        `sequences` says the same without a copy from the device, for who knows the bounds on the host.
-        attention_mask: [B, T], 0 where a token is padding, anywhere in a row. cache: True to start one, or the one to
-        continue. logits=False skips them where only the loss is wanted. Raises ValueError on shapes that contradict.
+        sequence's first label is never used; -100 is ignored, any other that is no token refused. cu_seqlens: [N + 1],
+        documents packed end to end, B = 1; `sequences` says the same without a copy from the device, for who knows the
+        bounds on the host. attention_mask: [B, T], 0 where a token is padding, anywhere in a row. cache: True to start
+        one, or the one to continue. logits=False skips them where only the loss is wanted. Raises ValueError on shapes
+        that contradict.
         """
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {tuple(input_ids.shape)}")
@@ -160,6 +164,7 @@ class HybridLM(nn.Module):
         scores = self.head(x) if logits else None
         loss = None
         if labels is not None:
+            check_labels(labels, self.config.vocab_size)
             loss = self._loss(x, scores, shift_labels(labels, sequences), losses)
         return Output(scores, loss, losses, cache, stats, x)
 
@@ -183,8 +188,8 @@ class HybridLM(nn.Module):
     def _loss(self, x: Tensor, logits: Tensor | None, targets: Tensor, losses: dict[str, Tensor]) -> Tensor:
         """Mean over the targets plus auxiliary losses, to which the z-loss (Chowdhery et al. 2022, sec. 5) is added."""
         z_weight, softcap = self.config.z_loss, self.config.logit_softcap
-        if logits is None and type(self.lm_head) is not nn.Linear:
-            logits = self.head(x)  # an adapter or another dtype in its place: what it computes is not in the weight
+        if logits is None and not is_plain(self.lm_head, hooks=self.hooks_only_gather):
+            logits = self.head(x)  # an adapter, a hook, another dtype: what it computes is not in the weight
         if logits is None:
             sums = linear_cross_entropy(x, self.lm_head.weight, targets, z_weight=z_weight, softcap=softcap)
         else:

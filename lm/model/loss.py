@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels.shared import checks
 from ...kernels.traced import LIBRARY, define
 from ..parts.context import Context
 
@@ -20,6 +21,20 @@ def row_slices(n_rows: int, vocab_size: int, logits: int) -> Iterator[slice]:
     step = max(1, logits // vocab_size)
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
+
+
+def check_labels(labels: Tensor, vocab_size: int) -> None:
+    """Raises ValueError on a label that is neither a token nor IGNORE, where values can be looked at for free.
+
+    On a GPU the kernels that index by it fail.
+    """
+    if not checks.on_host(labels):
+        return
+    wrong = labels[((labels < 0) | (labels >= vocab_size)) & (labels != IGNORE)]
+    if len(wrong):
+        raise ValueError(
+            f"labels: {int(wrong[0])} is no token; allowed: 0 to {vocab_size - 1}, or {IGNORE} where there is none"
+        )
 
 
 def shift_labels(labels: Tensor, sequences: Context) -> Tensor:

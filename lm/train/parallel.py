@@ -25,6 +25,7 @@ def apply(model: HybridLM, train: TrainConfig, mark_leaves: Callable[[nn.Module,
     if train.compile:
         _compile_dense(model)
     if train.zero_stage == 3:
+        model.hooks_only_gather = True
         mark_leaves(model, [Mixer])  # kernels read the parameters of a mixer's children, so a mixer is gathered whole
 
 
