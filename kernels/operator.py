@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .backend import POLICIES, Run, choose, declared, unavailable
+from .traced import trace_operator, trace_step
 
 P = ParamSpec("P")  # of the public function
 S = ParamSpec("S")  # of its step
@@ -28,6 +29,9 @@ class StepArguments(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    def blank(self) -> Any:
+        """The results with nothing in them yet."""
 
 
 class Arguments(StepArguments, Protocol):
@@ -64,8 +68,15 @@ class Function(Generic[P, R]):
 class Step(Function[P, Tensor]):
     """One token for each of N sequences, without autograd; the state is updated in place."""
 
+    def __init__(self, function: Callable[P, Tensor], arguments: type, backends: dict[str, Run | str]) -> None:
+        super().__init__(function, backends)
+        self._traced = trace_step(self.name, arguments, self.run)
+
     def run(self, x: StepArguments, backend: str) -> Tensor:
         """By the backend asked for, whatever autocast and autograd are set to outside."""
+        if torch.compiler.is_compiling():
+            with torch.no_grad():
+                return self._traced(x, backend)
         run = self.choose(backend, x.device)
         with torch.no_grad(), _without_autocast(x.device):
             return run(x)
@@ -75,14 +86,22 @@ class Operator(Function[P, R], Generic[P, R, S, F]):
     """An operator over whole sequences. `flops`: its forward matmul FLOPs per token and head."""
 
     def __init__(
-        self, function: Callable[P, R], backends: dict[str, Run | str], step: Step[S], flops: Callable[F, float]
+        self,
+        function: Callable[P, R],
+        arguments: type,
+        backends: dict[str, Run | str],
+        step: Step[S],
+        flops: Callable[F, float],
     ) -> None:
         super().__init__(function, backends)
         self.step = step
         self.flops = flops
+        self._traced = trace_operator(self.name, arguments, self.run)
 
     def run(self, x: Arguments, backend: str) -> R:
         """By the backend asked for, with its final state always; an operator sets its own precision, not autocast."""
+        if torch.compiler.is_compiling():
+            return self._traced(x, backend)
         run = self.choose(backend, x.device)
         nothing = x.without_tokens()
         if nothing is not None:
@@ -96,17 +115,17 @@ Recurrence = Operator[..., tuple[Tensor, Tensor | None], ..., ...]
 """An operator that returns its output and, if asked for, its final state."""
 
 
-def step(*, reference: Run, **backends: Run | str) -> Callable[[Callable[P, Tensor]], Step[P]]:
+def step(*, arguments: type, reference: Run, **backends: Run | str) -> Callable[[Callable[P, Tensor]], Step[P]]:
     """Decorates the public function of a step. A backend is `run(arguments)`, or "module:name" in the same folder for
-    a module that is to be imported at the first call."""
-    return lambda function: Step(function, {"reference": reference, **backends})
+    a module that is to be imported at the first call; `arguments` is what these are, a NamedTuple."""
+    return lambda function: Step(function, arguments, {"reference": reference, **backends})
 
 
 def operator(
-    *, step: Step[S], flops: Callable[F, float], reference: Run, **backends: Run | str
+    *, arguments: type, step: Step[S], flops: Callable[F, float], reference: Run, **backends: Run | str
 ) -> Callable[[Callable[P, R]], Operator[P, R, S, F]]:
-    """Decorates the public function of an operator; backends as for `step`."""
-    return lambda function: Operator(function, {"reference": reference, **backends}, step, flops)
+    """Decorates the public function of an operator; arguments and backends as for `step`."""
+    return lambda function: Operator(function, arguments, {"reference": reference, **backends}, step, flops)
 
 
 def operators() -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .shared.sequences import Sequences
+from .traced import LIBRARY, define
 
 BLOCK = 256  # rows of the weight gradient's reduction that stay in cache
 
@@ -85,6 +86,8 @@ def short_conv_step(x: Tensor, weight: Tensor, *, state: Tensor, activation: str
 
 def _causal_conv(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
     """x [N, W-1 + T, D] -> [N, T, D]."""
+    if torch.compiler.is_compiling():
+        return CONV(x, weight, silu)
     with torch.autocast(x.device.type, enabled=False):
         return _CausalConv.apply(x, weight, silu)  # type: ignore[return-value]
 
@@ -94,19 +97,27 @@ class _CausalConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, silu: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.silu = silu
-        y = _correlate(x, weight)
-        return F.silu(y, inplace=True) if silu else y
+        return _forward(x, weight, silu)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        with torch.autocast(dy.device.type, enabled=False):
-            if ctx.silu:  # convolve again rather than keep a second activation through the step
-                dy = torch.ops.aten.silu_backward(dy, _correlate(x, weight))
-            reach = weight.shape[1] - 1
-            dx = _correlate(F.pad(dy, (0, 0, reach, reach)), weight.flip(1))
-            return dx, _weight_grad(x, dy, weight), None
+        return *_backward(x, weight, ctx.silu, dy), None
+
+
+def _forward(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
+    y = _correlate(x, weight)
+    return F.silu(y, inplace=True) if silu else y
+
+
+def _backward(x: Tensor, weight: Tensor, silu: bool, dy: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.autocast(dy.device.type, enabled=False):
+        if silu:  # convolve again rather than keep a second activation through the step
+            dy = torch.ops.aten.silu_backward(dy, _correlate(x, weight))
+        reach = weight.shape[1] - 1
+        dx = _correlate(F.pad(dy, (0, 0, reach, reach)), weight.flip(1))
+        return dx, _weight_grad(x, dy, weight)
 
 
 def _correlate(x: Tensor, weight: Tensor) -> Tensor:
@@ -130,3 +141,40 @@ def _weight_grad(x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
             for i in range(len(grad)):
                 grad[i] += (rows * seen[:, i : i + rows.shape[1]]).sum((0, 1))
     return grad.t().to(weight.dtype)
+
+
+def _blank(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] - weight.shape[1] + 1, x.shape[2])
+
+
+def _blank_gradients(x: Tensor, weight: Tensor, silu: bool, dy: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _traced_forward(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return _forward(x, weight, silu)
+
+
+def _traced_backward(x: Tensor, weight: Tensor, silu: bool, dy: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dw = _backward(x, weight, silu, dy)
+    return dx, dw.contiguous()
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+    x, weight, ctx.silu = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *CONV_BACKWARD(*ctx.saved_tensors, ctx.silu, dy), None
+
+
+# One node each for torch.compile, which would unroll the weight gradient's blocks anew for every length.
+CONV = define("causal_conv(Tensor x, Tensor weight, bool silu) -> Tensor", _traced_forward, _blank)
+CONV_BACKWARD = define(
+    "causal_conv_backward(Tensor x, Tensor weight, bool silu, Tensor dy) -> (Tensor, Tensor)",
+    _traced_backward,
+    _blank_gradients,
+)
+torch.library.register_autograd(CONV, _differentiate, setup_context=_save, lib=LIBRARY)

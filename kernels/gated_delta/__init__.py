@@ -13,6 +13,7 @@ __all__ = ["gated_delta_rule", "gated_delta_rule_flops", "gated_delta_rule_step"
 
 
 @operator(
+    arguments=DeltaArguments,
     step=gated_delta_rule_step,
     flops=gated_delta_rule_flops,
     reference=reference.run,

@@ -62,6 +62,12 @@ class DeltaArguments(NamedTuple):
         """[N, HV, K, V]"""
         return len(self.sequences), self.v.shape[2], self.q.shape[3], self.v.shape[3]
 
+    def blank(self) -> tuple[Tensor, Tensor]:
+        """Results with nothing in them yet."""
+        return self.v.new_empty(self.v.shape), self.v.new_empty(
+            self.state_shape, dtype=checks.state_dtype(self.v.dtype)
+        )
+
     def without_tokens(self) -> tuple[Tensor, Tensor] | None:
         if self.q.shape[0] * self.q.shape[1]:
             return None
@@ -100,6 +106,10 @@ class DeltaStepArguments(NamedTuple):
     @property
     def device(self) -> torch.device:
         return self.q.device
+
+    def blank(self) -> Tensor:
+        """Results with nothing in them yet."""
+        return self.v.new_empty(self.v.shape)
 
 
 def _check_heads_and_gates(

@@ -9,7 +9,10 @@ from .arguments import DeltaArguments
 
 
 def run(x: DeltaArguments) -> tuple[Tensor, Tensor]:
-    """As the reference, within the library's own limits on dtypes and head sizes; it always rebuilds the states."""
+    """As the reference, within the library's own limits on dtypes and head sizes; it always rebuilds the states.
+
+    It subtracts running sums of g in float32: behind a g of -1e4 and less decays lose their digits, and -inf gives NaN.
+    """
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
     op: Any = chunk_gated_delta_rule  # its decorators hide the signature

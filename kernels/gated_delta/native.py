@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ..native.library import OPS, NativeCall, NativeKernel, decays, empty, kernel_dtype, n_segments
+from ..native.library import OPS, NativeCall, NativeKernel, decays, empty, implement, kernel_dtype, n_segments
 from .arguments import DeltaArguments, DeltaStepArguments
 from .chunked import gated_delta_rule_flops
 
@@ -96,18 +96,25 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor) -> 
 
 def _forward(q, k, v, g, beta, initial_state, scale, bounds, chunk_size, keep):
     inputs = _inputs(q, k, v, g, beta)
-    dtype = inputs["beta"].dtype
-    state_shape = (v.shape[2], q.shape[3], v.shape[3])
-    o = empty(v.shape, v.dtype)
-    final_state = empty((len(bounds) - 1, *state_shape), dtype)
-    corrections = empty(v.shape if keep else (0,), dtype)
-    states = empty((n_segments(bounds), *state_shape) if keep else (0,), dtype)
+    o, final_state, corrections, states = _results(empty, q, v, bounds, keep)
     FORWARD(
         _call(q, v, bounds, scale), **inputs,
         initial_state=None if initial_state is None else initial_state.contiguous(),
         corrections=corrections if keep else None, states=states if keep else None, o=o, final_state=final_state,
     )  # fmt: skip
     return o, final_state, corrections, states
+
+
+def _results(make, q, v, bounds, keep):
+    """o, the final state, and what is kept, as `make` makes them."""
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    state_shape = (v.shape[2], q.shape[3], v.shape[3])
+    return (
+        make(v.shape, dtype=v.dtype),
+        make((len(bounds) - 1, *state_shape), dtype=dtype),
+        make(v.shape if keep else (0,), dtype=dtype),
+        make((n_segments(bounds), *state_shape) if keep else (0,), dtype=dtype),
+    )
 
 
 def _backward(q, k, v, g, beta, corrections, states, do, dstate, scale, bounds, chunk_size):
@@ -128,8 +135,17 @@ def _backward(q, k, v, g, beta, corrections, states, do, dstate, scale, bounds, 
     return dq, dk, dv, dg.to(dg.dtype if g is None else g.dtype), dbeta.to(beta.dtype), dinitial
 
 
-OPS.impl("gated_delta_forward", _forward, "CPU")
-OPS.impl("gated_delta_backward", _backward, "CPU")
+def _blank_results(q, k, v, g, beta, initial_state, scale, bounds, chunk_size, keep):
+    return _results(v.new_empty, q, v, bounds, keep)
+
+
+def _blank_gradients(q, k, v, g, beta, corrections, states, do, dstate, scale, bounds, chunk_size):
+    dg = beta.new_empty(beta.shape, dtype=dstate.dtype if g is None else g.dtype)
+    return *(x.new_empty(x.shape) for x in (q, k, v)), dg, beta.new_empty(beta.shape), dstate.new_empty(dstate.shape)
+
+
+implement("gated_delta_forward", _forward, _blank_results)
+implement("gated_delta_backward", _backward, _blank_gradients)
 
 
 # FLOPs as declared for `chunked`, so that a model counts the same whichever backend runs it.

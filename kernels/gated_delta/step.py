@@ -7,7 +7,7 @@ from . import reference
 from .arguments import DeltaStepArguments
 
 
-@step(reference=reference.step, native="native:step", triton="triton_step:run")
+@step(arguments=DeltaStepArguments, reference=reference.step, native="native:step", triton="triton_step:run")
 def gated_delta_rule_step(
     q: Tensor,
     k: Tensor,

@@ -13,6 +13,7 @@ __all__ = ["gated_linear_attention", "gated_linear_attention_flops", "gated_line
 
 
 @operator(
+    arguments=LinearArguments,
     step=gated_linear_attention_step,
     flops=gated_linear_attention_flops,
     reference=reference.run,

@@ -60,6 +60,12 @@ class LinearArguments(NamedTuple):
         """[N, H, K, V]"""
         return len(self.sequences), *self.q.shape[2:], self.v.shape[3]
 
+    def blank(self) -> tuple[Tensor, Tensor]:
+        """Results with nothing in them yet."""
+        return self.v.new_empty(self.v.shape), self.v.new_empty(
+            self.state_shape, dtype=checks.state_dtype(self.v.dtype)
+        )
+
     def without_tokens(self) -> tuple[Tensor, Tensor] | None:
         if self.q.shape[0] * self.q.shape[1]:
             return None
@@ -94,6 +100,10 @@ class LinearStepArguments(NamedTuple):
     @property
     def device(self) -> torch.device:
         return self.q.device
+
+    def blank(self) -> Tensor:
+        """Results with nothing in them yet."""
+        return self.v.new_empty(self.v.shape)
 
 
 def _check_heads_and_gate(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, per_head: str) -> None:

@@ -10,7 +10,8 @@ from .arguments import LinearArguments
 def run(x: LinearArguments) -> tuple[Tensor, Tensor]:
     """As the reference, within the library's own limits on dtypes and head sizes.
 
-    Its chunks are of 64 tokens, and it always rebuilds the states.
+    Its chunks are of 64 tokens, and it always rebuilds the states. It subtracts running sums of g in float32: behind a
+    g of -1e4 and less decays lose their digits, and -inf gives NaN.
     """
     from fla.ops.gla import chunk_gla
     from fla.ops.simple_gla import chunk_simple_gla

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from ..native.library import OPS, NativeCall, NativeKernel, decays, empty, kernel_dtype, n_segments
+from ..native.library import OPS, NativeCall, NativeKernel, decays, empty, implement, kernel_dtype, n_segments
 from .arguments import LinearArguments, LinearStepArguments
 from .chunked import gated_linear_attention_flops
 
@@ -97,17 +97,24 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> dict[str, Tens
 
 def _forward(q, k, v, g, initial_state, scale, bounds, chunk_size, keep):
     inputs = _inputs(q, k, v, g)
-    dtype = inputs["decay"].dtype
-    state_shape = (*q.shape[2:], v.shape[-1])
-    o = empty(v.shape, v.dtype)
-    final_state = empty((len(bounds) - 1, *state_shape), dtype)
-    states = empty((n_segments(bounds), *state_shape) if keep else (0,), dtype)
+    o, final_state, states = _results(empty, q, v, bounds, keep)
     FORWARD[_kind(g)](
         _call(q, v, bounds, scale), **inputs,
         initial_state=None if initial_state is None else initial_state.contiguous(),
         states=states if keep else None, o=o, final_state=final_state,
     )  # fmt: skip
     return o, final_state, states
+
+
+def _results(make, q, v, bounds, keep):
+    """o, the final state, and what is kept, as `make` makes them."""
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    state_shape = (*q.shape[2:], v.shape[-1])
+    return (
+        make(v.shape, dtype=v.dtype),
+        make((len(bounds) - 1, *state_shape), dtype=dtype),
+        make((n_segments(bounds), *state_shape) if keep else (0,), dtype=dtype),
+    )
 
 
 def _backward(q, k, v, g, states, do, dstate, scale, bounds, chunk_size):
@@ -123,8 +130,17 @@ def _backward(q, k, v, g, states, do, dstate, scale, bounds, chunk_size):
     return dq, dk, dv, dg if g is None else dg.to(g.dtype), dinitial
 
 
-OPS.impl("gated_linear_attention_forward", _forward, "CPU")
-OPS.impl("gated_linear_attention_backward", _backward, "CPU")
+def _blank_results(q, k, v, g, initial_state, scale, bounds, chunk_size, keep):
+    return _results(v.new_empty, q, v, bounds, keep)
+
+
+def _blank_gradients(q, k, v, g, states, do, dstate, scale, bounds, chunk_size):
+    dg = dstate.new_empty(q.shape[:3]) if g is None else g.new_empty(g.shape)
+    return *(x.new_empty(x.shape) for x in (q, k, v)), dg, dstate.new_empty(dstate.shape)
+
+
+implement("gated_linear_attention_forward", _forward, _blank_results)
+implement("gated_linear_attention_backward", _backward, _blank_gradients)
 
 
 # FLOPs as declared for `chunked`, so that a model counts the same whichever backend runs it.

@@ -7,7 +7,7 @@ from . import reference
 from .arguments import LinearStepArguments
 
 
-@step(reference=reference.step, native="native:step", triton="triton_step:run")
+@step(arguments=LinearStepArguments, reference=reference.step, native="native:step", triton="triton_step:run")
 def gated_linear_attention_step(
     q: Tensor,
     k: Tensor,

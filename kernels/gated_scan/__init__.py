@@ -17,6 +17,7 @@ def gated_scan_flops() -> float:
 
 
 @operator(
+    arguments=ScanArguments,
     step=gated_scan_step,
     flops=gated_scan_flops,
     reference=reference.run,

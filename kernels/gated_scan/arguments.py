@@ -44,6 +44,12 @@ class ScanArguments(NamedTuple):
         """[N, ...]"""
         return len(self.sequences), *self.x.shape[2:]
 
+    def blank(self) -> tuple[Tensor, Tensor]:
+        """Results with nothing in them yet."""
+        return self.x.new_empty(self.x.shape), self.x.new_empty(
+            self.state_shape, dtype=checks.state_dtype(self.x.dtype)
+        )
+
     def without_tokens(self) -> tuple[Tensor, Tensor] | None:
         if self.x.numel():
             return None
@@ -71,6 +77,10 @@ class ScanStepArguments(NamedTuple):
     @property
     def device(self) -> torch.device:
         return self.x.device
+
+    def blank(self) -> Tensor:
+        """Results with nothing in them yet."""
+        return self.x.new_empty(self.x.shape)
 
 
 def _check_input_and_gate(x: Tensor, g: Tensor, meaning: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..native.library import OPS, NativeCall, NativeKernel, decays, empty, kernel_dtype, n_segments
+from ..native.library import OPS, NativeCall, NativeKernel, decays, empty, implement, kernel_dtype, n_segments
 from .arguments import ScanArguments, ScanStepArguments
 
 _PROBLEM = ("x", "decay", "initial_state", "states")
@@ -68,16 +68,23 @@ def _call(token: Tensor, bounds: Sequence[int]) -> NativeCall:
 
 
 def _forward(x, g, initial_state, bounds, keep):
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    h = empty(x.shape, x.dtype)
-    final_state = empty((len(bounds) - 1, *x.shape[2:]), dtype)
-    states = empty((n_segments(bounds), *x.shape[2:]) if keep else (0,), dtype)
+    h, final_state, states = _results(empty, x, bounds, keep)
     FORWARD(
-        _call(x[0, 0], bounds), x=x.contiguous(), decay=decays(g, x, dtype),
+        _call(x[0, 0], bounds), x=x.contiguous(), decay=decays(g, x, final_state.dtype),
         initial_state=None if initial_state is None else initial_state.contiguous(),
         states=states if keep else None, h=h, final_state=final_state,
     )  # fmt: skip
     return h, final_state, states
+
+
+def _results(make, x, bounds, keep):
+    """h, the final state, and what is kept, as `make` makes them."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (
+        make(x.shape, dtype=x.dtype),
+        make((len(bounds) - 1, *x.shape[2:]), dtype=dtype),
+        make((n_segments(bounds), *x.shape[2:]) if keep else (0,), dtype=dtype),
+    )
 
 
 def _backward(x, g, states, dh, dstate, bounds):
@@ -90,5 +97,13 @@ def _backward(x, g, states, dh, dstate, bounds):
     return dx, dg.to(g.dtype), dinitial
 
 
-OPS.impl("gated_scan_forward", _forward, "CPU")
-OPS.impl("gated_scan_backward", _backward, "CPU")
+def _blank_results(x, g, initial_state, bounds, keep):
+    return _results(x.new_empty, x, bounds, keep)
+
+
+def _blank_gradients(x, g, states, dh, dstate, bounds):
+    return tuple(y.new_empty(y.shape) for y in (x, g, dstate))
+
+
+implement("gated_scan_forward", _forward, _blank_results)
+implement("gated_scan_backward", _backward, _blank_gradients)

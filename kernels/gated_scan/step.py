@@ -7,7 +7,7 @@ from . import reference
 from .arguments import ScanStepArguments
 
 
-@step(reference=reference.step, native="native:step", triton="triton_step:run")
+@step(arguments=ScanStepArguments, reference=reference.step, native="native:step", triton="triton_step:run")
 def gated_scan_step(x: Tensor, g: Tensor, *, state: Tensor, backend: str = "auto") -> Tensor:
     """One token of `gated_scan` for each of N sequences: updates `state` in place, without autograd.
 

@@ -19,6 +19,12 @@ SEGMENT = 64  # tokens between two kept states, as in chunk.h
 OPS = torch.library.Library("hybridlm_native", "DEF")
 
 
+def implement(name: str, run: Callable[..., Any], blank: Callable[..., Any]) -> None:
+    """What an op of `OPS` does on the CPU, and, for tensors that are none, its results with nothing in them."""
+    OPS.impl(name, run, "CPU")
+    torch.library.register_fake(f"hybridlm_native::{name}", blank, lib=OPS)
+
+
 CALL = (  # `struct Call` of call.h
     ("dtype", ctypes.c_int64),
     ("threads", ctypes.c_int64),

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 CHUNK_SIZES = (16, 32, 64)
 
@@ -87,4 +88,4 @@ def check_beta(beta: Tensor) -> None:
 def on_host(x: Tensor) -> bool:
     """Whether values can be looked at for free. On a GPU that would wait for the device, and an assertion in its queue
     would launch more kernels than the operators themselves: the Triton kernels make NaN of such values instead."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and type(x) is not FakeTensor

@@ -12,6 +12,7 @@ from torch import Tensor
 from .sequences import Chunks
 
 MIN_LOG_DECAY = -80.0  # exp(-80) = 2e-35 counts as nothing, and underflow below it makes exp ten times slower on a CPU
+RESET = -1e3  # exp of it is 0 in float64 too, and sums of a chunk of them keep the digits of the gates between them
 SEGMENT = 2**17  # elements of the C x C matrices worked on at a time: they and their kind stay in cache
 
 
@@ -64,7 +65,7 @@ class HeadDecay(NamedTuple):
 
 def head_decay(g: Tensor, dtype: torch.dtype) -> HeadDecay:
     """g: [R, C], overwritten if it is float64: differences of large float32 sums would lose three digits."""
-    total = g.double().cumsum_(-1)
+    total = g.double().clamp_(min=RESET).cumsum_(-1)
     between = total.new_empty(*total.shape, total.shape[-1], dtype=dtype)
     torch.sub(total.unsqueeze(-1), total.unsqueeze(-2), out=between)
     since = total.clamp(min=MIN_LOG_DECAY).exp_()

@@ -8,7 +8,7 @@ first. A recurrence over chunks then touches contiguous rows only.
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._guards import detect_fake_mode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from .made_once import made_once
 
 T = TypeVar("T")
 
@@ -85,7 +87,7 @@ class Sequences:
                 "pass the sequences that it was made with"
             )
 
-    @cached_property
+    @made_once
     def lengths(self) -> tuple[int, ...]:
         if self.bounds is None:
             return (self.tokens,) * self.batch
@@ -99,14 +101,14 @@ class Sequences:
         """Whether the sequences lie end to end in one row."""
         return self.bounds is not None
 
-    @cached_property
+    @made_once
     def equal(self) -> bool:
         """All sequences have one length, so [B, T, ...] views as [N, length, ...]."""
-        return len(set(self.lengths)) <= 1
+        return self.bounds is None or len(set(self.lengths)) <= 1
 
-    @cached_property
+    @made_once
     def longest(self) -> int:
-        return max(self.lengths, default=0)
+        return max(self.lengths, default=0) if self.packed else self.tokens
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -176,7 +178,7 @@ class Chunks:
     slot: Tensor | None = None
     filled: tuple[int, ...] = ()
 
-    @cached_property
+    @made_once
     def first_row(self) -> tuple[int, ...]:
         """first_row[j]: number of chunks before step j."""
         return tuple(itertools.accumulate(self.active, initial=0))

@@ -34,6 +34,7 @@ class Block(nn.Module):
 
         shared: this layer's part of what its kind of mixer shares, if it does; see `Mixer.shared`.
         """
+        self.mixer.check_precision()
         mixed = self.mixer(x if self.post_norm else self.mixer_norm(x), sequences, state, *shared)
         x = x + (self.mixer_norm(mixed.y) if self.post_norm else mixed.y)
         if self.ffn is None:

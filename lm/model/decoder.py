@@ -14,7 +14,7 @@ from ...kernels.shared.sequences import Sequences
 from ..mixers import MIXERS, Mixer
 from ..mixers.attention.attention import Attention
 from ..parts.context import Context
-from ..parts.linear import project
+from ..parts.linear import is_plain, project
 from ..parts.norm import RMSNorm
 from ..parts.shape import ModelShape
 from ..recipe.layers import LayerSpec
@@ -22,7 +22,7 @@ from .block import Block
 from .cache import Cache
 from .filling import fill
 from .generate import generate
-from .loss import cap, full_cross_entropy, linear_cross_entropy, shift_labels
+from .loss import cap, check_labels, full_cross_entropy, linear_cross_entropy, shift_labels
 from .output import Output
 
 if TYPE_CHECKING:
@@ -35,39 +35,46 @@ class HybridLM(nn.Module):
 
     Initialisation: matrices and embeddings from N(0, s^2), s = `init_std` or min(0.04, 0.02 sqrt(512 / d_model)); the
     two projections by which a layer writes into the residual stream from N(0, s^2 / (2 n_layers)), so that the
-    stream's variance does not grow with depth (Radford et al. 2019); norms multiply by 1, biases are 0; what a mixer
-    initialises itself stays.
+    stream's variance does not grow with depth (Radford et al. 2019); norms multiply by 1, biases are 0; the rest is as
+    its module's `reset_parameters` says. `init_weights` does all of it: a model made on the meta device and emptied
+    onto another has, after that, the weights that any model of the same seed has.
 
     Rounding: a model cast to bfloat16 rounds as late as it can, unless it is a Llama, all of its layers attention with
     the norm before it. That one rounds where transformers' Llama, Mistral, Qwen2 and Qwen3 do: tables of RoPE, each
     product with them, and normalised activations before a norm's weight. Under autocast nothing of this applies.
     """
 
+    hooks_only_gather = False
+    """Whether hooks of modules do no more than gather parameters, which reading one does too: those of ZeRO-3."""
+
     def __init__(self, config: "BaseModelConfig"):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        self.pos_embed = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
         specs = config.layer_specs()
-        self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(specs))
-        self.shared = nn.ModuleDict(_shared_modules(specs, config.shape))
-        self.norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.embed.weight
+        with torch.random.fork_rng(devices=[]):  # what modules draw for themselves is not kept: see `init_weights`
+            self.embed = nn.Embedding(config.vocab_size, config.d_model)
+            self.pos_embed = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
+            self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(specs))
+            self.shared = nn.ModuleDict(_shared_modules(specs, config.shape))
+            self.norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if all(spec.mixer == "attention" and spec.options.norm == "pre" for spec in specs):
             for module in self.modules():
                 if isinstance(module, RMSNorm | Attention):
                     module.llama_rounding = True
         self.init_weights()
+        self.register_load_state_dict_post_hook(_tie)
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """See the class."""
+        """Initialise every parameter and buffer, and tie the embeddings if they are to be, see the class."""
+        _tie(self)
         std = self.config.init_std or min(0.04, 0.02 * math.sqrt(512 / self.config.d_model))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for block in self.layers():
@@ -106,10 +113,11 @@ class HybridLM(nn.Module):
         """Score or continue sequences.
 
         input_ids: [B, T]. labels: [B, T], usually input_ids again: token t is predicted from those before it, so a
-        sequence's first label is never used; -100 is ignored. cu_seqlens: [N + 1], documents packed end to end, B = 1;
-        `sequences` says the same without a copy from the device, for who knows the bounds on the host.
-        attention_mask: [B, T], 0 where a token is padding, anywhere in a row. cache: True to start one, or the one to
-        continue. logits=False skips them where only the loss is wanted. Raises ValueError on shapes that contradict.
+        sequence's first label is never used; -100 is ignored, any other that is no token refused. cu_seqlens: [N + 1],
+        documents packed end to end, B = 1; `sequences` says the same without a copy from the device, for who knows the
+        bounds on the host. attention_mask: [B, T], 0 where a token is padding, anywhere in a row. cache: True to start
+        one, or the one to continue. logits=False skips them where only the loss is wanted. Raises ValueError on shapes
+        that contradict.
         """
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {tuple(input_ids.shape)}")
@@ -157,6 +165,7 @@ class HybridLM(nn.Module):
         scores = self.head(x) if logits else None
         loss = None
         if labels is not None:
+            check_labels(labels, self.config.vocab_size)
             loss = self._loss(x, scores, shift_labels(labels, sequences), losses)
         return Output(scores, loss, losses, cache, stats, x)
 
@@ -180,8 +189,8 @@ class HybridLM(nn.Module):
     def _loss(self, x: Tensor, logits: Tensor | None, targets: Tensor, losses: dict[str, Tensor]) -> Tensor:
         """Mean over the targets plus auxiliary losses, to which the z-loss (Chowdhery et al. 2022, sec. 5) is added."""
         z_weight, softcap = self.config.z_loss, self.config.logit_softcap
-        if logits is None and type(self.lm_head) is not nn.Linear:
-            logits = self.head(x)  # an adapter or another dtype in its place: what it computes is not in the weight
+        if logits is None and not is_plain(self.lm_head, hooks=self.hooks_only_gather):
+            logits = self.head(x)  # an adapter, a hook, another dtype: what it computes is not in the weight
         if logits is None:
             sums = linear_cross_entropy(x, self.lm_head.weight, targets, z_weight=z_weight, softcap=softcap)
         else:
@@ -232,6 +241,12 @@ class HybridLM(nn.Module):
         model = cls(run.recipe.model)
         fill(model, run.weights(), run.newest_checkpoint(), model.config.tie_embeddings)
         return model.to(device).eval()
+
+
+def _tie(model: HybridLM, _: object = None) -> None:
+    """One parameter for embedding and head, which `to_empty` and `load_state_dict(assign=True)` make two."""
+    if model.config.tie_embeddings and isinstance(model.lm_head, nn.Linear):
+        model.lm_head.weight = model.embed.weight
 
 
 def _shared_modules(specs: list[LayerSpec], shape: ModelShape) -> dict[str, nn.Module]:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels.shared import checks
+from ...kernels.traced import LIBRARY, define
 from ..parts.context import Context
 
 IGNORE = -100
@@ -19,6 +21,20 @@ def row_slices(n_rows: int, vocab_size: int, logits: int) -> Iterator[slice]:
     step = max(1, logits // vocab_size)
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
+
+
+def check_labels(labels: Tensor, vocab_size: int) -> None:
+    """Raises ValueError on a label that is neither a token nor IGNORE, where values can be looked at for free.
+
+    On a GPU the kernels that index by it fail.
+    """
+    if not checks.on_host(labels):
+        return
+    wrong = labels[((labels < 0) | (labels >= vocab_size)) & (labels != IGNORE)]
+    if len(wrong):
+        raise ValueError(
+            f"labels: {int(wrong[0])} is no token; allowed: 0 to {vocab_size - 1}, or {IGNORE} where there is none"
+        )
 
 
 def shift_labels(labels: Tensor, sequences: Context) -> Tensor:
@@ -62,7 +78,13 @@ def linear_cross_entropy(
     """
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)  # not to be seen inside a Function
-    total, nll, z = _LinearCrossEntropy.apply(x, weight, targets, z_weight, softcap, learns)
+    device = x.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if torch.compiler.is_compiling():
+        total, nll, z, _, _ = TRACED(x, weight, targets, z_weight, softcap, learns, low)
+        nll, z = nll.detach(), z.detach()
+    else:
+        total, nll, z = _LinearCrossEntropy.apply(x, weight, targets, z_weight, softcap, learns, low)
     return TokenLoss(total, nll, z, (targets != IGNORE).sum())
 
 
@@ -71,44 +93,91 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, z_weight: float, softcap: float | None, learns: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_weight: float,
+        softcap: float | None,
+        learns: bool,
+        low: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        device = x.device.type
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        exact = torch.promote_types(x.dtype, torch.float32)
-        dx = torch.empty_like(x) if learns else None
-        dw = torch.zeros_like(weight, dtype=exact) if learns else None
-        nll, z = x.new_zeros((), dtype=exact), x.new_zeros((), dtype=exact)
-        w = weight.to(low)
-        with torch.autocast(device, enabled=False):
-            for part in row_slices(len(x), len(weight), SLICE):
-                h, target = x[part].to(low), targets[part, None]
-                kept = (target != IGNORE).to(exact)  # [n, 1]
-                target = target.clamp(min=0)
-                # every row is multiplied, kept or not: oneDNN builds and caches a kernel for each new shape
-                logits = cap((h @ w.T).to(exact), softcap)
-                slope = None if softcap is None else 1 - (logits / softcap).square_()  # d capped / d uncapped
-                chosen = logits.gather(1, target)
-                top = logits.amax(-1, keepdim=True)
-                p = logits.sub_(top).exp_()  # in place: a pass over the logits costs as much as a product
-                mass = p.sum(-1, keepdim=True)
-                lse = mass.log() + top
-                nll += ((lse - chosen) * kept).sum()
-                z += (lse.square() * kept).sum()
-                if dx is not None and dw is not None:
-                    # d total / d logits = softmax (1 + 2 z_weight lse) - onehot
-                    d = p.mul_(kept * (1 + 2 * z_weight * lse) / mass).scatter_add_(1, target, -kept)
-                    d = (d if slope is None else d.mul_(slope)).to(low)
-                    dx[part] = (d @ w).to(dx.dtype)
-                    dw += d.T @ h
-        ctx.save_for_backward(dx, None if dw is None else dw.to(weight.dtype))
+        total, nll, z, *grads = _sums(x, weight, targets, z_weight, softcap, learns, low)
+        ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(nll, z)
-        return nll + z_weight * z, nll, z
+        return total, nll, z
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw = ctx.saved_tensors
-        return dx * grads[0], dw * grads[0], None, None, None, None
+        return dx * grads[0], dw * grads[0], None, None, None, None, None
+
+
+def _sums(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_weight: float,
+    softcap: float | None,
+    learns: bool,
+    low: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The sums, and the gradients of `total` by x and by weight, which are empty unless it `learns`."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    dx, dw = x.new_empty(x.shape if learns else 0), weight.new_zeros(weight.shape if learns else 0, dtype=exact)
+    nll, z = x.new_zeros((), dtype=exact), x.new_zeros((), dtype=exact)
+    w = weight.to(low)
+    with torch.autocast(x.device.type, enabled=False):
+        for part in row_slices(len(x), len(weight), SLICE):
+            h, target = x[part].to(low), targets[part, None]
+            kept = target != IGNORE  # [n, 1]
+            target = target.where(kept, 0)
+            # every row is multiplied, kept or not: oneDNN builds and caches a kernel for each new shape
+            logits = cap((h @ w.T).to(exact), softcap)
+            slope = None if softcap is None else 1 - (logits / softcap).square_()  # d capped / d uncapped
+            chosen = logits.gather(1, target)
+            top = logits.amax(-1, keepdim=True)
+            p = logits.sub_(top).exp_()  # in place: a pass over the logits costs as much as a product
+            mass = p.sum(-1, keepdim=True)
+            lse = mass.log() + top
+            kept = kept.to(exact)
+            nll += ((lse - chosen) * kept).sum()
+            z += (lse.square() * kept).sum()
+            if learns:
+                # d total / d logits = softmax (1 + 2 z_weight lse) - onehot
+                d = p.mul_(kept * (1 + 2 * z_weight * lse) / mass).scatter_add_(1, target, -kept)
+                d = (d if slope is None else d.mul_(slope)).to(low)
+                dx[part] = (d @ w).to(dx.dtype)
+                dw += d.T @ h
+    return nll + z_weight * z, nll, z, dx, dw.to(weight.dtype)
+
+
+def _blank_sums(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_weight: float,
+    softcap: float | None,
+    learns: bool,
+    low: torch.dtype,
+) -> tuple[Tensor, ...]:
+    exact = torch.promote_types(x.dtype, torch.float32)
+    sums = (x.new_empty((), dtype=exact) for _ in range(3))
+    return *sums, x.new_empty(x.shape if learns else 0), weight.new_empty(weight.shape if learns else 0)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[3:])
+
+
+# One node for torch.compile, which would unroll the slices anew for every number of tokens.
+TRACED = define(
+    "linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, float z_weight, float? softcap, bool learns, "
+    "ScalarType low) -> (Tensor total, Tensor nll, Tensor z, Tensor dx, Tensor dw)",
+    _sums,
+    _blank_sums,
+)
+torch.library.register_autograd(TRACED, _LinearCrossEntropy.backward, setup_context=_save, lib=LIBRARY)
 
 
 def full_cross_entropy(logits: Tensor, targets: Tensor, z_weight: float = 0.0) -> TokenLoss:
@@ -117,5 +186,5 @@ def full_cross_entropy(logits: Tensor, targets: Tensor, z_weight: float = 0.0) -
     targets = targets.reshape(-1)
     kept = targets != IGNORE
     nll = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-    z = logits[kept].logsumexp(-1).square().sum()
+    z = (logits.logsumexp(-1).square() * kept).sum()
     return TokenLoss(nll + z_weight * z, nll.detach(), z.detach(), kept.sum())

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence as Ints
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ...kernels.shared.made_once import made_once
 from ...kernels.shared.sequences import Sequences, tracing
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ class Context(Sequences):
         """Bounds of the documents [N + 1] when packed, None when dense."""
         return self.cu_seqlens_on(self.device)
 
-    @cached_property
+    @made_once
     def positions(self) -> Tensor:
         """Position of every token within its own sequence, past included: [N, T], [1, sum of lengths] when packed, or
         [1, T] where all rows are at the same one."""
@@ -59,17 +60,17 @@ class Context(Sequences):
             own = torch.repeat_interleave(torch.tensor(offset), repeats) + torch.arange(self.tokens)
             return own[None].to(self.device)
 
-    @cached_property
+    @made_once
     def same_past(self) -> int | None:
         """The past of all rows where it is the same, None where it is not, or sequences are packed."""
         return self.past[0] if not self.packed and len(set(self.past)) == 1 else None
 
-    @cached_property
+    @made_once
     def single(self) -> bool:
         """Whether every sequence has exactly one token in this call."""
         return self.longest == 1 and self.equal
 
-    @cached_property
+    @made_once
     def fresh(self) -> bool:
         """Whether no sequence has a past."""
         return not any(self.past)

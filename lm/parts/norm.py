@@ -24,8 +24,13 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float, zero_centered: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(dim) if zero_centered else torch.ones(dim))
+        self.weight = nn.Parameter(torch.empty(dim))
         self.eps, self.zero_centered = eps, zero_centered
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The factor is 1 everywhere."""
+        nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
@@ -36,7 +41,7 @@ class RMSNorm(nn.Module):
         if out == x.dtype and _is_small(x):
             return F.rms_norm(x, x.shape[-1:], weight, self.eps)
         share = 1 / x.shape[-1]
-        return _Normalize.apply(x, weight, share, self.eps, self.llama_rounding, out)  # type: ignore[return-value]
+        return _normalize(x, weight, share, self.eps, self.llama_rounding, out)
 
 
 def l2_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -44,17 +49,31 @@ def l2_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     if _is_small(x):
         dim = x.shape[-1]
         return F.rms_norm(x, (dim,), eps=eps / dim) * dim**-0.5
-    return _Normalize.apply(x, None, 1.0, eps, False, x.dtype)  # type: ignore[return-value]
+    return _normalize(x, None, 1.0, eps, False, x.dtype)
 
 
 def _is_small(x: Tensor) -> bool:
     """Whether PyTorch's own norm serves, while decoding: the Function below is faster on more, and in half precision
     rounds once."""
-    return x.numel() <= SMALL and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    few = not torch.compiler.is_compiling() and x.numel() <= SMALL  # there it may be a symbol
+    return few and x.dtype == torch.float32 and not torch.is_grad_enabled()
+
+
+def _normalize(
+    x: Tensor, weight: Tensor | None, share: float, eps: float, llama_rounding: bool, out: torch.dtype
+) -> Tensor:
+    """x r w with r = (share * sum(x^2) + eps)^(-1/2), rounded to `out`."""
+    if not torch.compiler.is_compiling():
+        return _Normalize.apply(x, weight, share, eps, llama_rounding, out)  # type: ignore[return-value]
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))  # a compiler makes one pass of these
+    y = exact * (exact.square().sum(-1, keepdim=True) * share + eps).rsqrt()
+    if llama_rounding:
+        y = y.to(x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype))
+    return (y if weight is None else y * weight).to(out)
 
 
 class _Normalize(torch.autograd.Function):
-    """y = x r w with r = (share * sum(x^2) + eps)^(-1/2). PyTorch's composite form makes more passes over memory."""
+    """See `_normalize`. PyTorch's composite form makes more passes over memory."""
 
     @staticmethod
     def forward(

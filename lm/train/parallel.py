@@ -25,6 +25,7 @@ def apply(model: HybridLM, train: TrainConfig, mark_leaves: Callable[[nn.Module,
     if train.compile:
         _compile_dense(model)
     if train.zero_stage == 3:
+        model.hooks_only_gather = True
         mark_leaves(model, [Mixer])  # kernels read the parameters of a mixer's children, so a mixer is gathered whole
 
 
@@ -36,7 +37,7 @@ def _recompute_blocks(model: HybridLM) -> None:
 
 
 def _compile_dense(model: HybridLM) -> None:
-    """torch.compile each feed-forward in place; recurrences stay eager, their kernels would break the graph."""
+    """torch.compile each feed-forward in place; packed documents would make a graph of every batch."""
     for block in model.layers():
         if block.ffn is not None:
             block.ffn.compile()

@@ -29,7 +29,11 @@ class LeakyMemory(Mixer):
         self.d_model = model.d_model
         self.v_proj = nn.Linear(model.d_model, model.d_model, bias=False)
         self.o_proj = nn.Linear(model.d_model, model.d_model, bias=False)
-        self.log_rate = nn.Parameter(torch.full((1,), -4.0))
+        self.log_rate = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.log_rate, -4.0)
 
     def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         v = self.values(x, sequences)
@@ -308,7 +312,11 @@ class Rates(nn.Module):
 
     def __init__(self, n_layers: int):
         super().__init__()
-        self.table = nn.Parameter(torch.full((n_layers, 1), -4.0))
+        self.table = nn.Parameter(torch.empty(n_layers, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.table, -4.0)
 
     def forward(self) -> Tensor:
         return self.table
@@ -337,3 +345,39 @@ class DecaysInLowPrecision(LeakyMemory):
             outs.append(end)
         y = torch.stack(outs) if outs else v
         return y, end.to(h.dtype)
+
+
+# contract 12: initialisation
+
+
+class InitialisesInItsConstructor(LeakyMemory):
+    """The rate has a value after the constructor alone."""
+
+    def __init__(self, options: MixerConfig, model: "BaseModelConfig", index: int):
+        super().__init__(options, model, index)
+        nn.init.constant_(self.log_rate, -4.0)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+# contract 11: torch.compile
+
+
+class LooksAtItsValues(LeakyMemory):
+    """Asks the host for a value, which ends a graph."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, end = super().recur(v, h)
+        return (y if float(v.detach().sum()) < 1e30 else -y), end
+
+
+class DependsOnItsLength(LeakyMemory):
+    """Steps through its tokens in Python, so that each length is a graph of its own."""
+
+    def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        outs = []
+        for t in range(len(v)):
+            h = (-self.rate()).exp() * h + v[t]
+            outs.append(h)
+        return torch.stack(outs), h

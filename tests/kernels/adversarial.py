@@ -16,7 +16,8 @@ from hybridlm.tests.oracles import relative_rms
 FACTOR = 2.0
 ROUNDING = 2.0**-24  # the least error a float32 result is expected to have
 SMALLEST = 1e-6  # distance of the decays from 0 and from 1
-GATES = ("mixed", "runs", "weak", "strong")
+GATES = ("mixed", "runs", "weak", "strong", "resets")
+RESETS = (-100.0, -1e4, -1e30, -torch.inf)  # exp of all but the first is 0 in float64 too
 OPS = {
     "gated_delta_rule": gated_delta_rule,
     "gated_linear_attention": gated_linear_attention,
@@ -64,7 +65,8 @@ def inputs(
 def log_decays(gates: str, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """ln of decays that lie between 1e-6 and 1 - 1e-6: log-uniform in their distance from 0, or from 1.
 
-    "strong": the former, "weak": the latter, "mixed": either at every token, "runs": weak ones broken by a strong one.
+    "strong": the former, "weak": the latter, "mixed": either at every token, "runs": weak ones broken by a strong one,
+    "resets": weak ones broken by decays of 0.
     """
     distance = SMALLEST ** torch.rand(shape, generator=rng, dtype=torch.float64).clamp(min=1e-6)
     strong, weak = distance.log(), (-distance).log1p()
@@ -73,8 +75,12 @@ def log_decays(gates: str, shape: tuple[int, ...], rng: torch.Generator) -> Tens
     elif gates == "runs":
         use_strong = torch.rand(shape, generator=rng) < 0.03
     else:
-        use_strong = torch.tensor({"strong": True, "weak": False}[gates])
-    return strong.where(use_strong, weak).float()
+        use_strong = torch.tensor({"strong": True, "weak": False, "resets": False}[gates])
+    g = strong.where(use_strong, weak).float()
+    if gates == "resets":
+        which = torch.randint(len(RESETS), shape, generator=rng)
+        g = torch.where(torch.rand(shape, generator=rng) < 0.1, torch.tensor(RESETS)[which], g)
+    return g
 
 
 def results(

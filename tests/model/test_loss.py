@@ -145,6 +145,27 @@ def test_model_loss_is_the_mean_over_targets_plus_the_z_loss():
         assert (output.logits is not None) == keep_logits
 
 
+@pytest.mark.parametrize("logits", [True, False])
+@pytest.mark.parametrize("label", [-1, -101, 61, 10**9])
+def test_a_label_that_is_no_token_is_refused_with_and_without_logits(label, logits, monkeypatch):
+    model, ids = build(pattern=["attention"]), tokens(2, 9)
+    labels = ids.clone()
+    labels[1, 3] = label
+    with pytest.raises(ValueError, match=f"labels: {label} is no token; allowed: 0 to 60, or -100"):
+        model(ids, labels=labels, logits=logits)
+    monkeypatch.setattr(loss.checks, "on_host", lambda x: False)  # as on a GPU, where nobody looks first
+    with pytest.raises((IndexError, RuntimeError)):
+        model(ids, labels=labels, logits=logits)
+
+
+def test_labels_of_padding_may_be_anything():
+    model, ids = build(pattern=["attention"]), tokens(1, 9)
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    labels[0, 6:], mask[0, 6:] = -1, 0
+    expected = model(ids[:, :6], labels=ids[:, :6]).loss
+    assert_close(model(ids, labels=labels, attention_mask=mask).loss, expected, 1e-6)
+
+
 def test_slices_cover_the_rows_in_order_each_with_as_many_logits_as_may_exist():
     assert list(row_slices(10, 5, 20)) == [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert list(row_slices(2, 50, 20)) == [slice(0, 1), slice(1, 2)]  # one row at least

@@ -1,0 +1,70 @@
+"""Contract 12: init_weights initialises everything, so that a model may be made without memory and filled later."""
+
+import pytest
+import torch
+
+from hybridlm.lm import HybridLM
+from hybridlm.tests.contracts import broken
+from hybridlm.tests.contracts.harness import Build, Builder, scores, tokens
+
+
+def check_initialisation(build: Build) -> None:
+    """On the meta device, emptied, filled with NaN, initialised: bit for bit the model that its seed makes."""
+    config = build().config
+    torch.manual_seed(7)
+    expected = HybridLM(config)
+    with torch.device("meta"):
+        model = HybridLM(config)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(torch.nan)
+    torch.manual_seed(7)
+    model.init_weights()
+    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    wanted = {**dict(expected.named_parameters()), **dict(expected.named_buffers())}
+    assert found.keys() == wanted.keys()  # a tied head is no parameter of its own
+    different = [name for name, tensor in wanted.items() if not torch.equal(found[name], tensor)]
+    assert not different, f"init_weights leaves {different}"
+
+
+def test_contract(build):
+    check_initialisation(build)
+
+
+def test_broken_mixer_fails(register):
+    with pytest.raises(AssertionError):
+        check_initialisation(register(broken.InitialisesInItsConstructor))
+
+
+def tied(name: str = "attention") -> HybridLM:
+    config = Builder((name,))().config
+    return HybridLM(config.model_copy(update={"tie_embeddings": True}))
+
+
+def test_tied_embeddings_stay_one_parameter():
+    with torch.device("meta"):
+        model = tied()
+    model.to_empty(device="cpu")
+    model.init_weights()
+    assert model.lm_head.weight is model.embed.weight
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loaded_weights_are_tied(assign):
+    source = tied()
+    with torch.device("meta"):
+        model = tied()
+    if not assign:
+        model.to_empty(device="cpu")
+    model.load_state_dict(source.state_dict(), assign=assign)
+    assert model.lm_head.weight is model.embed.weight
+    assert torch.equal(scores(model, tokens(2, 5)), scores(source, tokens(2, 5)))
+
+
+def test_a_seed_and_the_options_of_a_model_make_its_weights_alone():
+    torch.manual_seed(3)
+    once = tied().state_dict()
+    torch.manual_seed(3)
+    again = tied().state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in once.items())
