@@ -15,7 +15,7 @@ from hybridlm.lm import HybridLM
 from hybridlm.lm.hf.configuration import HybridLMConfig
 from hybridlm.lm.hf.modeling import HybridLMForCausalLM
 from hybridlm.lm.mixers import MIXERS
-from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.helpers import VOCAB, assert_same_bits, build, section, tokens
 from hybridlm.tests.oracles import assert_close
 
@@ -190,7 +190,9 @@ def test_a_missing_weight_is_an_error(tmp_path, theirs):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["model.blocks.0.ffn.down_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"no weights for model\.blocks\.0\.ffn\.down_proj"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor model\.blocks\.0\.ffn\.down_proj\.weight missing; get the whole"
+    ):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
