@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ..recipe.model import BaseModelConfig
 
 
+SIZES = ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
+"""What tools look for in a configuration; all of it follows from the model section."""
+
+
 class HybridLMConfig(PretrainedConfig):
     """`model` is the model section of a recipe, as a mapping; config.json holds it whole, defaults written out.
 
@@ -36,6 +40,9 @@ class HybridLMConfig(PretrainedConfig):
         section = self.model_config()
         self.model = section.model_dump(mode="json")
         self.tie_word_embeddings = section.tie_embeddings
+        for name in SIZES:
+            if name in kwargs and (given := kwargs.pop(name)) != (own := getattr(self, name)):
+                raise ConfigError(f"config.json: {name} is {given}, but section `model` has {own}; change it there")
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -53,6 +60,10 @@ class HybridLMConfig(PretrainedConfig):
     def section(self) -> dict[str, Any]:
         """`model`, or a small model without one: transformers makes a configuration of nothing to know the defaults."""
         return self.model if self.model is not None else {"pattern": ["attention"]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the sizes that follow from `model` beside it."""
+        return super().to_dict() | {name: getattr(self, name) for name in SIZES}
 
     @property
     def vocab_size(self) -> int:

@@ -16,6 +16,10 @@ from .pretrained import HybridLMPreTrainedModel
 __all__ = ["HybridLMCache", "HybridLMForCausalLM", "HybridLMModel"]
 
 
+PASSED_ON = {"tokenizer", "assistant_tokenizer"}
+"""Arguments of `generate` that it hands on to every forward."""
+
+
 class Inputs(NamedTuple):
     """A call's arguments of which both heads make the same; see `HybridLMForCausalLM.forward`."""
 
@@ -91,8 +95,8 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
-        shift_labels: Tensor | None = None,
         return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Score or continue rows.
 
@@ -101,12 +105,12 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         are those of a zero vector. position_ids: [B, T], checked: positions follow from the mask and the past. labels:
         [B, T], shifted here, -100 ignored; the loss is a mean over them and has the model's auxiliary losses in it.
         num_items_in_batch: the labels of all the micro-batches whose gradients are added up, this one weighs by its
-        share of them. shift_labels: [B, T], in the place of labels: the next token of each. use_cache: None takes the configuration's outside of training. output_hidden_states: what enters
-        each layer, then what the head reads. logits_to_keep: only the last so many columns, or these columns; 0 keeps
-        all.
+        share of them. shift_labels: [B, T], in the place of labels: the next token of each. use_cache: None takes the
+        configuration's outside of training. output_hidden_states: what enters each layer, then what the head reads.
+        logits_to_keep: only the last so many columns, or these columns; 0 keeps all.
 
         Raises ValueError on shapes that contradict, on positions that the model would not use, on output_attentions
-        and on a cache beside gradient checkpointing; TypeError for another model's cache.
+        and on a cache beside gradient checkpointing; TypeError for another model's cache and unknown arguments.
         """
         ran = _run(
             self,
@@ -121,6 +125,10 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
                 output_hidden_states,
             ),
         )
+        # no argument of its own: Trainer would ask every batch for whatever has `label` in its name
+        shift_labels = kwargs.pop("shift_labels", None)
+        if unknown := kwargs.keys() - PASSED_ON:
+            raise TypeError(f"{', '.join(sorted(unknown))}: unknown to HybridLMForCausalLM.forward; leave it out")
         loss = None
         if labels is not None or shift_labels is not None:
             targets = _next(labels, ran.mask) if shift_labels is None else shift_labels
@@ -143,9 +151,9 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         return loss if n is None else loss * ((kept != IGNORE).sum() / n)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        """A cache before the first call, which prefill in chunks asks for."""
+        """A cache before the first call for a prefill in chunks; else the first call makes it, as peft's prompts want."""
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+        if generation_config.prefill_chunk_size is not None and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = HybridLMCache()
 
     def get_output_embeddings(self) -> nn.Module:

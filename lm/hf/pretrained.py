@@ -77,7 +77,8 @@ class HybridLMPreTrainedModel(PreTrainedModel):
             raise ConfigError(f"{path}: holds an adapter, adapter_config.json, which needs peft; pip install peft")
         kwargs.setdefault("use_safetensors", True)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        if (missing := sorted(info["missing_keys"])) and not output_loading_info:
+        missing = sorted(info["missing_keys"] - model.all_tied_weights_keys.keys())
+        if missing and not output_loading_info:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise CheckpointError(f"{path}: tensor {missing[0]}{more} missing; get the whole checkpoint")
         devices = {str(device) for device in getattr(model, "hf_device_map", {}).values()} - {"cpu", "disk"}

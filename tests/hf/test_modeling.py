@@ -17,16 +17,8 @@ from hybridlm.lm.hf.modeling import HybridLMForCausalLM
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.helpers import VOCAB, assert_same_bits, build, section, tokens
+from hybridlm.tests.hf.wrapped import NO_END, left_padded, wrap
 from hybridlm.tests.oracles import assert_close
-
-NO_END = {"eos_token_id": None, "pad_token_id": 0}
-
-
-def wrap(model: HybridLM) -> HybridLMForCausalLM:
-    """`model` in transformers' clothes, the weights copied."""
-    wrapped = HybridLMForCausalLM(HybridLMConfig.of(model.config)).to(model.embed.weight.dtype).eval()
-    wrapped.model.load_state_dict(model.state_dict())
-    return wrapped
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +30,6 @@ def own() -> HybridLM:
 @pytest.fixture(scope="module")
 def theirs(own) -> HybridLMForCausalLM:
     return wrap(own)
-
-
-def left_padded(ids: torch.Tensor, pads: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row i of ids [B, T] with the first pads[i] tokens replaced by padding, and the mask."""
-    mask = (torch.arange(ids.shape[1]) >= torch.tensor(pads)[:, None]).long()
-    return ids * mask, mask
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
