@@ -1,123 +1,146 @@
 """The `hybridlm` model type: a `HybridLM` behind the interface of transformers, `generate` included."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.generation.utils import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from ..model import Cache, HybridLM
-from ..parts.errors import ConfigError
-from ..parts.float32 import Float32Module
+from ..model import Output
+from ..model.loss import IGNORE, check_labels
 from .configuration import HybridLMConfig
+from .decoding import HybridLMCache, check_ends, check_positions, own_cache, recent
+from .pretrained import HybridLMPreTrainedModel
+
+__all__ = ["HybridLMCache", "HybridLMForCausalLM", "HybridLMModel"]
 
 
-class HybridLMCache:
-    """The decoding state as `generate` carries it: what the model remembers of each row, and the columns it has seen.
-
-    Rows differ in length where there was padding, which no state contains; columns count it.
-    """
-
-    is_compileable = False
-
-    def __init__(self) -> None:
-        self.state: Cache | None = None
-        self.columns = 0
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns of input_ids seen so far, padding included."""
-        return self.columns
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the rows `beam_idx`, in this order; a row may be kept more than once."""
-        if self.state is not None:
-            self.state = self.state.select(beam_idx.tolist())
-
-    def past(self, rows: int) -> list[int]:
-        """Tokens that the state of each row has seen."""
-        return self.state.lengths if self.state is not None else [0] * rows
+PASSED_ON = {"tokenizer", "assistant_tokenizer"}
+"""Arguments of `generate` that it hands on to every forward."""
 
 
-class HybridLMForCausalLM(PreTrainedModel, GenerationMixin):
-    """A `HybridLM` as `model`, with the arguments, outputs and files of a transformers model."""
+class Inputs(NamedTuple):
+    """A call's arguments of which both heads make the same; see `HybridLMForCausalLM.forward`."""
 
-    config_class = HybridLMConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    _tied_weights_keys = {"model.lm_head.weight": "model.embed.weight"}  # noqa: RUF012  the base class's declaration
-    _is_stateful = True  # a recurrent state cannot be wound back, as assisted decoding would need
-    _supports_attention_backend = False
+    input_ids: Tensor | None
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    past_key_values: Any
+    inputs_embeds: Tensor | None
+    use_cache: bool | None
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+
+
+class HybridLMModel(HybridLMPreTrainedModel):
+    """The model without its head, `AutoModel`: what the head would read, as last_hidden_state."""
+
+    _tied_weights_keys = None
+    _keys_to_ignore_on_load_unexpected = ("^model.lm_head.weight$",)
 
     def __init__(self, config: HybridLMConfig):
         super().__init__(config)
-        self.model = HybridLM(config.model_config())
-        self._keep_in_fp32_modules_strict = {
-            f"model.{path}.{name}"
-            for path, module in self.model.named_modules()
-            if isinstance(module, Float32Module)
-            for name in module.float32_parameters
-        }
-        for parameter in self.model.parameters():
-            if not parameter.is_meta:
-                parameter._is_hf_initialized = True  # type: ignore[attr-defined]  HybridLM initialises itself
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Called for the larger embedding of resize_token_embeddings, and for modules that a checkpoint lacks.
-
-        Raises ConfigError in the second case: no weight may be missing.
-        """
-        missing = [path for path, other in self.named_modules() if other is module]
-        if missing:
-            raise ConfigError(f"checkpoint: has no weights for {', '.join(missing)}; export the model again")
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=float(self.model.embed.weight.detach().std()))
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # keys and values are not all that there is to remember
+        self.model.lm_head = cast(nn.Linear, nn.Identity())
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: HybridLMCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Arguments and errors are those of `HybridLMForCausalLM.forward`."""
+        ran = _run(
+            self,
+            Inputs(
+                input_ids,
+                attention_mask,
+                position_ids,
+                past_key_values,
+                inputs_embeds,
+                use_cache,
+                output_attentions,
+                output_hidden_states,
+            ),
+        )
+        result = BaseModelOutputWithPast(
+            last_hidden_state=cast(Any, ran.output.hidden),
+            past_key_values=cast(Any, ran.cache),
+            hidden_states=cast(Any, ran.hidden_states),
+        )
+        return result if _as_dict(self, return_dict) else result.to_tuple()
+
+
+class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
+    """A `HybridLM` as `model`, with the arguments, outputs and files of a transformers model."""
+
+    accepts_loss_kwargs = True  # Trainer asks: num_items_in_batch is understood
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: HybridLMCache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
         return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Score or continue rows.
 
-        input_ids: [B, T]. attention_mask: [B, T], or [B, past + T] as `generate` passes it, 0 at padding, which may be
-        anywhere and is exactly as if it were not there; logits there are those of a zero vector. position_ids: [B, T],
-        checked: positions follow from the mask and the past. labels: [B, T], shifted here, -100 ignored; the loss has
-        the model's auxiliary losses in it. use_cache: None takes the configuration's outside of training.
+        input_ids: [B, T], or inputs_embeds: [B, T, D] in their place. attention_mask: [B, T], or [B, past + T] as
+        `generate` passes it, 0 at padding, which may be anywhere and is exactly as if it were not there; logits there
+        are those of a zero vector. position_ids: [B, T], checked: positions follow from the mask and the past. labels:
+        [B, T], shifted here, -100 ignored; the loss is a mean over them and has the model's auxiliary losses in it.
+        num_items_in_batch: the labels of all the micro-batches whose gradients are added up, this one weighs by its
+        share of them. shift_labels: [B, T], in the place of labels: the next token of each. use_cache: None takes the
+        configuration's outside of training. output_hidden_states: what enters each layer, then what the head reads.
         logits_to_keep: only the last so many columns, or these columns; 0 keeps all.
 
-        Raises ValueError on shapes that contradict and on positions that the model would not use.
+        Raises ValueError on shapes that contradict, on positions that the model would not use, on output_attentions
+        and on a cache beside gradient checkpointing; TypeError for another model's cache and unknown arguments.
         """
-        B, T = input_ids.shape
-        cache = past_key_values
-        if cache is None and (use_cache if use_cache is not None else self.config.use_cache and not self.training):
-            cache = HybridLMCache()
-        mask = None if attention_mask is None else _recent(attention_mask, T, cache.columns if cache else 0)
-        if position_ids is not None:
-            _check_positions(position_ids, mask, cache.past(B) if cache else [0] * B)
-        state = None if cache is None else cache.state or True
-        output = self.model(input_ids, labels, attention_mask=mask, cache=state, logits=False)
-        if cache is not None:
-            cache.state, cache.columns = output.cache, cache.columns + T
+        ran = _run(
+            self,
+            Inputs(
+                input_ids,
+                attention_mask,
+                position_ids,
+                past_key_values,
+                inputs_embeds,
+                use_cache,
+                output_attentions,
+                output_hidden_states,
+            ),
+        )
+        # no argument of its own: Trainer would ask every batch for whatever has `label` in its name
+        shift_labels = kwargs.pop("shift_labels", None)
+        if unknown := kwargs.keys() - PASSED_ON:
+            raise TypeError(f"{', '.join(sorted(unknown))}: unknown to HybridLMForCausalLM.forward; leave it out")
+        loss = None
+        if labels is not None or shift_labels is not None:
+            targets = _next(labels, ran.mask) if shift_labels is None else shift_labels
+            loss = self._loss(ran, targets, num_items_in_batch)
         columns = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         result = CausalLMOutputWithPast(
-            loss=output.loss,
-            logits=self.model.head(output.hidden[:, columns]),
-            past_key_values=cast(Any, cache),
+            loss=loss,
+            logits=self.model.head(ran.output.hidden[:, columns]),
+            past_key_values=cast(Any, ran.cache),
+            hidden_states=cast(Any, ran.hidden_states),
         )
-        return result.to_tuple() if return_dict is False else result
+        return result if _as_dict(self, return_dict) else result.to_tuple()
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **options: Any) -> Any:
         """As transformers has it. Raises ValueError without a row, on rows of padding, and on padding behind a prompt,
@@ -132,16 +155,25 @@ class HybridLMForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Looks at the mask, given or inferred, with which the first token is drawn."""
         if is_first_iteration and attention_mask is not None:
-            _check_ends(attention_mask)
+            check_ends(attention_mask)
         return cast(Any, super()).prepare_inputs_for_generation(
             *args, attention_mask=attention_mask, is_first_iteration=is_first_iteration, **kwargs
         )
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embed
+    def _loss(self, ran: "Ran", targets: Tensor, n: int | Tensor | None) -> Tensor:
+        """Mean over the targets plus auxiliary losses; of `n` targets in all, this call's part."""
+        kept = targets if ran.mask is None else targets.masked_fill(ran.mask == 0, IGNORE)
+        check_labels(kept, self.model.config.vocab_size)
+        # offloaded, only the head's own forward has its weight
+        logits = self.model.head(ran.output.hidden) if self.model.lm_head.weight.is_meta else None
+        loss = self.model._loss(ran.output.hidden, logits, kept, dict(ran.output.aux_losses))
+        return loss if n is None else loss * ((kept != IGNORE).sum() / n)
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed = cast(nn.Embedding, value)
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        """A cache before the first call for a prefill in chunks; else the first call makes it, as peft's prompts want."""
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if generation_config.prefill_chunk_size is not None and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = HybridLMCache()
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.lm_head
@@ -150,35 +182,63 @@ class HybridLMForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.lm_head = cast(nn.Linear, new_embeddings)
 
 
-def _recent(mask: Tensor, T: int, seen: int) -> Tensor:
-    """The part [B, T] of a mask that belongs to this call's tokens."""
-    if mask.ndim != 2 or mask.shape[1] not in (T, seen + T):
+class Ran(NamedTuple):
+    """What came of a call: the model's output, the cache that goes on, hidden states if wanted, this call's mask."""
+
+    output: Output
+    cache: HybridLMCache | None
+    hidden_states: tuple[Tensor, ...] | None
+    mask: Tensor | None
+
+
+def _run(head: HybridLMPreTrainedModel, given: Inputs) -> Ran:
+    """The model on its arguments, all checked."""
+    if (given.input_ids is None) == (given.inputs_embeds is None):
+        raise ValueError("input_ids: give either them or inputs_embeds")
+    if _wanted(head, "output_attentions", given.output_attentions):
         raise ValueError(
-            f"attention_mask: shape {tuple(mask.shape)} for {T} new tokens after {seen} columns; give one value per "
-            f"token [B, {T}], or the past too [B, {seen + T}]"
+            "output_attentions: no layer here forms a matrix of weights that could be returned; leave it out"
         )
-    return mask[:, mask.shape[1] - T :]
+    model, x = head.model, cast(Tensor, given.input_ids if given.inputs_embeds is None else given.inputs_embeds)
+    B, T = x.shape[:2]
+    cache = own_cache(given.past_key_values)
+    use_cache = head.config.use_cache and not head.training if given.use_cache is None else given.use_cache
+    if cache is None and use_cache:
+        cache = HybridLMCache()
+    if cache is not None and head.training and head.is_gradient_checkpointing:
+        raise ValueError("use_cache: a layer that runs again in the backward cannot keep a state; use use_cache=False")
+    mask = None if given.attention_mask is None else recent(given.attention_mask, T, cache.columns if cache else 0)
+    if given.position_ids is not None:
+        check_positions(given.position_ids, mask, cache.past(B) if cache else [0] * B)
+    layers = _wanted(head, "output_hidden_states", given.output_hidden_states)
+    output = model(
+        x,
+        attention_mask=mask,
+        cache=None if cache is None else cache.started(model, B, x.device),
+        logits=False,
+        layers=layers,
+    )
+    if cache is not None:
+        cache.state, cache.columns = output.cache, cache.columns + T
+    return Ran(output, cache, (*output.layers, output.hidden) if layers else None, mask)
 
 
-def _check_ends(mask: Tensor) -> None:
-    """Raises ValueError unless every row of a prompt's mask ends in a token."""
-    ends = mask[:, -1].bool()
-    if not bool(ends.all()):
-        row = int((~ends).nonzero()[0])
-        only = " is padding only; leave it out, or begin it with a BOS token"
-        behind = " ends in padding; pad prompts on the left (tokenizer.padding_side='left')"
-        raise ValueError(f"attention_mask: row {row}{behind if mask[row].any() else only}")
+def _wanted(head: HybridLMPreTrainedModel, name: str, given: bool | None) -> bool:
+    return bool(getattr(head.config, name, False) if given is None else given)
 
 
-def _check_positions(position_ids: Tensor, mask: Tensor | None, past: list[int]) -> None:
-    """Raises ValueError where a real token's given position is not the one that it has in its row."""
-    real = torch.ones_like(position_ids) if mask is None else mask.long()
-    expected = torch.tensor(past, device=real.device)[:, None] + real.cumsum(-1) - 1
-    wrong = (position_ids != expected) & real.bool()
-    if bool(wrong.any()):
-        row, column = (int(i) for i in wrong.nonzero()[0])
-        given, own = position_ids.expand_as(wrong)[row, column], expected[row, column]
-        raise ValueError(
-            f"position_ids: {int(given)} for the token in row {row}, column {column}, which is number {int(own)} of "
-            "its row; positions follow from the attention_mask, leave position_ids out"
-        )
+def _as_dict(head: HybridLMPreTrainedModel, given: bool | None) -> bool:
+    return getattr(head.config, "return_dict", True) if given is None else given
+
+
+def _next(labels: Tensor, mask: Tensor | None) -> Tensor:
+    """The next real token's label at each real token, IGNORE where there is none. [B, T] -> [B, T]."""
+    targets = torch.full_like(labels, IGNORE)
+    if mask is None:
+        targets[:, :-1] = labels[:, 1:]
+        return targets
+    real = mask.bool()
+    first = real & (real.cumsum(1) == 1)
+    last = real & (real.flip(1).cumsum(1).flip(1) == 1)
+    targets[real & ~last] = labels[real & ~first]
+    return targets

@@ -24,13 +24,22 @@ def install() -> None:
 
 
 def register_model() -> None:
-    """AutoModelForCausalLM knows `HybridLMForCausalLM` from now on."""
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+    """AutoModelForCausalLM and AutoModel know our classes from now on."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_MAPPING_NAMES,
+        AutoModel,
+        AutoModelForCausalLM,
+    )
 
     from .configuration import HybridLMConfig
-    from .modeling import HybridLMForCausalLM
+    from .modeling import HybridLMForCausalLM, HybridLMModel
 
     AutoModelForCausalLM.register(HybridLMConfig, HybridLMForCausalLM, exist_ok=True)
+    AutoModel.register(HybridLMConfig, HybridLMModel, exist_ok=True)
+    # Trainer and pipelines look here whether labels are to be shifted, and whether a class writes text
+    MODEL_MAPPING_NAMES[HybridLMConfig.model_type] = HybridLMModel.__name__
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[HybridLMConfig.model_type] = HybridLMForCausalLM.__name__
 
 
 def _register_config(auto: ModuleType) -> None:

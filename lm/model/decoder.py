@@ -109,25 +109,28 @@ class HybridLM(nn.Module):
         *,
         sequences: Sequences | None = None,
         logits: bool = True,
+        layers: bool = False,
     ) -> Output:
         """Score or continue sequences.
 
-        input_ids: [B, T]. labels: [B, T], usually input_ids again: token t is predicted from those before it, so a
-        sequence's first label is never used; -100 is ignored, any other that is no token refused. cu_seqlens: [N + 1],
-        documents packed end to end, B = 1; `sequences` says the same without a copy from the device, for who knows the
-        bounds on the host. attention_mask: [B, T], 0 where a token is padding, anywhere in a row. cache: True to start
-        one, or the one to continue. logits=False skips them where only the loss is wanted. Raises ValueError on shapes
-        that contradict.
+        input_ids: [B, T], or in their place embeddings [B, T, D]. labels: [B, T], usually input_ids again: token t is
+        predicted from those before it, so a sequence's first label is never used; -100 is ignored, any other that is no
+        token refused. cu_seqlens: [N + 1], documents packed end to end, B = 1; `sequences` says the same without a copy
+        from the device, for who knows the bounds on the host. attention_mask: [B, T], 0 where a token is padding,
+        anywhere in a row. cache: True to start one, or the one to continue. logits=False skips them where only the loss
+        is wanted; layers=True keeps what enters every block. Raises ValueError on shapes that contradict.
         """
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {tuple(input_ids.shape)}")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape[:2]:
+            expected = tuple(input_ids.shape[:2])
+            raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {expected}")
         if attention_mask is not None and not bool(attention_mask.all()):
             if cu_seqlens is not None or sequences is not None:
                 raise ValueError("attention_mask: cannot be combined with cu_seqlens; packed documents have no padding")
-            return self._forward_padded(input_ids, labels, attention_mask, cache, logits)
+            return self._forward_padded(input_ids, labels, attention_mask, cache, logits, layers)
         sequences = Sequences.given(input_ids, cu_seqlens, sequences)
         past = self._past(cache, len(sequences))
-        return self._run(input_ids, labels, Context.of_sequences(sequences, past, input_ids.device), cache, logits)
+        context = Context.of_sequences(sequences, past, input_ids.device)
+        return self._run(input_ids, labels, context, cache, logits, layers)
 
     def _past(self, cache: Cache | Literal[True] | None, n: int) -> list[int] | None:
         if not isinstance(cache, Cache):
@@ -145,16 +148,22 @@ class HybridLM(nn.Module):
         sequences: Context,
         cache: Cache | Literal[True] | None,
         logits: bool,
+        layers: bool,
+        real: Tensor | None = None,
     ) -> Output:
         if cache is True:
             cache = self.new_cache(len(sequences))
         x = self._embed(input_ids, sequences)
         losses: dict[str, Tensor] = {}
         stats: dict[int, dict[str, Tensor]] = {}
+        entered: list[Tensor] = []
         shared = {kind: module() for kind, module in self.shared.items()}
         with cache.continuing(sequences.lengths) if cache else nullcontext([None] * len(self.blocks)) as states:
             for i, (block, state) in enumerate(zip(self.layers(), states, strict=True)):
                 own = (shared[block.kind][i],) if block.kind in shared else ()
+                if layers:  # as [B, T, D], and on the way of the gradient too
+                    entered.append(x if real is None else _spread(x, real))
+                    x = entered[-1] if real is None else entered[-1][real][None]
                 mixed = block(x, sequences, state, *own)
                 x = mixed.y
                 for name, loss in mixed.losses.items():
@@ -167,11 +176,11 @@ class HybridLM(nn.Module):
         if labels is not None:
             check_labels(labels, self.config.vocab_size)
             loss = self._loss(x, scores, shift_labels(labels, sequences), losses)
-        return Output(scores, loss, losses, cache, stats, x)
+        return Output(scores, loss, losses, cache, stats, x, tuple(entered))
 
     def _embed(self, input_ids: Tensor, sequences: Context) -> Tensor:
         """[B, T] -> [B, T, D]. Raises ValueError beyond the last learned position."""
-        x = self.embed(input_ids)
+        x = input_ids if input_ids.ndim == 3 else self.embed(input_ids)
         if self.pos_embed is not None:
             end, context = max(map(sum, zip(sequences.past, sequences.lengths, strict=True))), self.config.context
             if end > context:
@@ -208,13 +217,14 @@ class HybridLM(nn.Module):
         attention_mask: Tensor,
         cache: Cache | Literal[True] | None,
         logits: bool,
+        layers: bool,
     ) -> Output:
         """Drop the padding, run the real tokens as packed sequences, put what came out back (zero at padding)."""
         real = attention_mask.bool()
         past = self._past(cache, len(input_ids))
         sequences = Context.documents_after(real.sum(1).tolist(), past, input_ids.device)
         packed = None if labels is None else labels[real][None]
-        output = self._run(input_ids[real][None], packed, sequences, cache, logits)
+        output = self._run(input_ids[real][None], packed, sequences, cache, logits, layers, real)
         scores = None if output.logits is None else _spread(output.logits, real)
         return output._replace(logits=scores, hidden=_spread(output.hidden, real))
 

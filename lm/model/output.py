@@ -13,6 +13,7 @@ class Output(NamedTuple):
     logits: [B, T, V] (None when `logits=False`). loss: scalar, mean over targets, auxiliary losses included (None
     without labels). aux_losses: by name, as they enter the loss. cache: the decoding state, if asked for.
     stats: each layer's statistics, {layer index: {name: sum}}. hidden: [B, T, D], what the output head reads.
+    layers: if asked for, what enters each block, [B, T, D].
     """
 
     logits: Tensor | None
@@ -21,3 +22,4 @@ class Output(NamedTuple):
     cache: Cache | None
     stats: dict[int, dict[str, Tensor]]
     hidden: Tensor
+    layers: tuple[Tensor, ...] = ()

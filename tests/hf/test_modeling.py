@@ -15,18 +15,10 @@ from hybridlm.lm import HybridLM
 from hybridlm.lm.hf.configuration import HybridLMConfig
 from hybridlm.lm.hf.modeling import HybridLMForCausalLM
 from hybridlm.lm.mixers import MIXERS
-from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.helpers import VOCAB, assert_same_bits, build, section, tokens
+from hybridlm.tests.hf.wrapped import NO_END, left_padded, wrap
 from hybridlm.tests.oracles import assert_close
-
-NO_END = {"eos_token_id": None, "pad_token_id": 0}
-
-
-def wrap(model: HybridLM) -> HybridLMForCausalLM:
-    """`model` in transformers' clothes, the weights copied."""
-    wrapped = HybridLMForCausalLM(HybridLMConfig.of(model.config)).to(model.embed.weight.dtype).eval()
-    wrapped.model.load_state_dict(model.state_dict())
-    return wrapped
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +30,6 @@ def own() -> HybridLM:
 @pytest.fixture(scope="module")
 def theirs(own) -> HybridLMForCausalLM:
     return wrap(own)
-
-
-def left_padded(ids: torch.Tensor, pads: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row i of ids [B, T] with the first pads[i] tokens replaced by padding, and the mask."""
-    mask = (torch.arange(ids.shape[1]) >= torch.tensor(pads)[:, None]).long()
-    return ids * mask, mask
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -231,7 +217,9 @@ def test_a_missing_weight_is_an_error(tmp_path, theirs):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["model.blocks.0.ffn.down_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"no weights for model\.blocks\.0\.ffn\.down_proj"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor model\.blocks\.0\.ffn\.down_proj\.weight missing; get the whole"
+    ):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
