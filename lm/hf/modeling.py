@@ -170,7 +170,7 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         return loss if n is None else loss * ((kept != IGNORE).sum() / n)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        """A cache before the first call for a prefill in chunks; else the first call makes it, as peft's prompts want."""
+        """A cache before a prefill in chunks; else the first call makes it, as peft's prompts want."""
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         if generation_config.prefill_chunk_size is not None and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = HybridLMCache()
