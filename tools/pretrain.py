@@ -10,7 +10,7 @@ from rich.console import Console
 from ..eval.console import stage
 from ..eval.measurement import hooks, measurements_of, weightless
 from ..lm.data.prepare import prepare
-from ..lm.data.tokenizer import Tokenizer
+from ..lm.data.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer
 from ..lm.recipe.layers import describe
 from ..lm.recipe.recipe import Recipe
 from ..lm.run import Run
@@ -63,7 +63,10 @@ def pretrain(recipe: Recipe, console: Console, folder: Path | None = None) -> Ru
 
 def _asked_with(run: Run, packed_with: Tokenizer) -> Tokenizer:
     """The tokenizer that prompts are made with: an import that is trained further is asked as it was before."""
-    if (run.folder / "tokenizer").is_dir() and (kept := run.tokenizer()).fingerprint == packed_with.fingerprint:
+    folder = run.folder / "tokenizer"
+    # the file is written last: a run that another process is just beginning has none yet
+    begun = any((folder / name).is_file() for name in (MODEL_FILE, JSON_FILE))
+    if begun and (kept := run.tokenizer()).fingerprint == packed_with.fingerprint:
         return kept
     return packed_with
 

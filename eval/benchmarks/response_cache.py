@@ -22,7 +22,7 @@ COMMIT_EVERY = 1.0  # seconds; what a crash can lose
 
 def fingerprint(model: HybridLM, tokenizer: "Tokenizer", **options: Any) -> str:
     """SHA-256 of all that an answer depends on: weights with their dtypes, architecture, tokenizer, options, FORMAT."""
-    digest = hashlib.sha256(f"{FORMAT} {tokenizer.fingerprint} {sorted(options.items())}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {tokenizer.prompt_fingerprint} {sorted(options.items())}".encode())
     digest.update(model.config.model_dump_json().encode())
     add_weights(digest, model)
     return digest.hexdigest()

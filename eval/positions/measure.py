@@ -30,7 +30,7 @@ def measure_positions(model: "HybridLM", stretches: Stretches, reading: Reading,
     limit = length_limit(model.config) or math.inf
     with inference(model):
         for rows in _batches(stretches.rows, max(1, batch_tokens // CHUNK)):
-            plan = reading.plan(len(rows[0]))
+            plan = reading.plan(len(rows[0]), stretches.front)
             ids = torch.tensor([[stretches.prefix_id, *row] for row in rows], device=model.device)
             with nan_traced(model, ids):
                 nats.append(_score(model, ids, plan, reading.mode, stretches.front).flatten())

@@ -58,17 +58,18 @@ class Span(NamedTuple):
     stop: int
 
 
-def spans(n: int, mode: Mode, window: int, stride: int) -> list[Span]:
+def spans(n: int, mode: Mode, window: int, stride: int, front: bool = True) -> list[Span]:
     """The windows in which n tokens after BOS are scored, every one of them once.
 
     whole: a single one. carry: side by side. reset: side by side but for one token, which every window after the first
-    sees before its first target; the last one sees as many as fit. sliding: `stride` new tokens at a time.
+    sees before its first target; the last one sees as many as fit. sliding: `stride` new tokens at a time. front:
+    whether the first token that a later window reads gives its place to BOS.
     """
     if mode == "whole":
         return [Span(0, 0, n)]
     if mode == "carry":
         return [Span(start, start, min(start + window, n)) for start in range(0, n, window)]
-    new = window - 1 if mode == "reset" else stride
+    new = window - front if mode == "reset" else stride
     first = [Span(0, 0, min(window, n))]
     starts = range(window, n, new)
     return first + [Span(max(0, min(s + new, n) - window), s, min(s + new, n)) for s in starts]
@@ -115,9 +116,9 @@ class Reading:
         else:
             check_length(model.config, min(self.window, stretches.longest), self.beyond, "window")
 
-    def plan(self, n: int) -> list[Span]:
-        """The windows of a row of n tokens."""
-        return spans(n, self.mode, self.window, self.stride or max(1, self.window // 2))
+    def plan(self, n: int, front: bool) -> list[Span]:
+        """The windows of a row of n tokens; front: whether all of them start with BOS."""
+        return spans(n, self.mode, self.window, self.stride or max(1, self.window // 2), front)
 
 
 def modes_of(model: "HybridLM", max_tokens: int) -> list[Mode]:

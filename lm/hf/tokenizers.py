@@ -77,9 +77,10 @@ def _read(source: Path, settings: dict[str, Any]) -> Any:
     try:
         theirs = kind.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever its many classes raise
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{source}: transformers cannot read its tokenizer ({str(error).splitlines()[0]}); put a {JSON_FILE} there "
-            f"and {FAST} as tokenizer_class in {CONFIG_FILE}"
+            f"{source}: transformers cannot read its tokenizer ({why}); put a {JSON_FILE} there and {FAST} as "
+            f"tokenizer_class in {CONFIG_FILE}"
         ) from None
     if not getattr(theirs, "is_fast", False):
         raise ConfigError(

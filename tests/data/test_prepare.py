@@ -17,6 +17,7 @@ from hybridlm.lm.data.waiting import hold
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.data import SourceConfig
 from hybridlm.lm.recipe.recipe import Recipe
+from hybridlm.tests.hf.tokenizer_kinds import byte_level
 
 from .conftest import make_documents, make_texts
 
@@ -68,6 +69,21 @@ def test_a_tokenizer_file_must_fit_the_model(recipe, tmp_path, tokenizer):
     with pytest.raises(ConfigError) as error:
         prepare(recipe(300, tokenizer={"kind": "file", "path": str(path)}), quiet=True)
     assert str(error.value) == f"model.vocab_size=300: {path} has 320 tokens; set model.vocab_size=320 or more"
+
+
+def test_words_that_spell_a_special_token_are_text_in_training_data_unless_the_recipe_says_otherwise(
+    recipe, tmp_path, jsonl
+):
+    byte_level(("<|endoftext|>",)).save(str(tmp_path / "tokenizer.json"))
+    jsonl([{"id": i, "text": f"{text} <|endoftext|> {text}"} for i, text in enumerate(make_texts(20))])
+    asked = {"kind": "file", "path": str(tmp_path / "tokenizer.json")}
+    source = {**recipe().data.train[0].model_dump(), "select": {}}
+    ends = {}
+    for how in ("text", "control"):
+        packed = prepare(recipe(300, train=[source], valid={}, tokenizer=asked | {"special_text": how}), quiet=True)
+        tokens = packed.train[0].tokens(0, packed.train[0].n_tokens)
+        ends[how] = int((tokens == 0).sum()) / packed.train[0].n_documents
+    assert ends == {"text": 2, "control": 3}
 
 
 def sources(*weights) -> list[SourceConfig]:

@@ -1,7 +1,9 @@
-"""Prompts with needles: exact lengths, whole needles where they belong, the same from the same seed."""
+"""Prompts with needles: exact lengths, whole needles where they belong, the same from dataclasses import replace
+from the same seed."""
 
 import re
 import string
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,18 @@ def any_tokenizer(request, tmp_path_factory) -> Tokenizer:
 def test_the_recipe_knows_every_task_and_no_other():
     assert set(NeedleName.__args__) == set(TASKS)
     assert len(set(KEYS)) == len(KEYS) > 30_000
+
+
+@pytest.mark.parametrize("task", ["single_2", "fwe"])
+def test_a_model_that_is_asked_without_bos_has_none_and_keeps_its_prompts_apart(task, tmp_path):
+    bare = Tokenizer(TOKENIZER._backend, replace(TOKENIZER.specials, front=()))
+    asked, without = (prompts(one, task, 1500, samples=1, cache=tmp_path) for one in (TOKENIZER, bare))
+    for one, other in zip(asked, without, strict=True):
+        assert one.tokens[0] == TOKENIZER.bos_id and TOKENIZER.bos_id not in other.tokens
+        assert other.tokens[0] == one.tokens[1]
+        if task == "single_2":
+            assert len(other.tokens) == len(one.tokens) == 1500 - one.max_new_tokens
+    assert len(list((tmp_path / "needles").iterdir())) == 2
 
 
 @pytest.mark.parametrize("task", HIDING)

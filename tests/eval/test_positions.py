@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from hybridlm.eval.positions.measure import measure_positions
 from hybridlm.eval.positions.reading import Reading, Stretches, modes_of, spans
 from hybridlm.eval.positions.results import Positions, plot_positions
 from hybridlm.lm import HybridLM
+from hybridlm.lm.data.tokenizer import Tokenizer
 from hybridlm.lm.parts.errors import ConfigError, DataError
 
 from .conftest import PROSE, build
@@ -104,7 +106,11 @@ def test_carry_in_a_hybrid_lets_attention_see_its_window_and_the_state_everythin
 
 
 @pytest.mark.parametrize("window", [2, 33, 64])
-def test_reset_equals_the_harness(model, tokenizer, window):
+@pytest.mark.parametrize("front", [True, False])
+def test_reset_equals_the_harness(model, tokenizer, window, front):
+    """Also for an import that is asked without BOS: lm-eval's prefix stands before the first token alone."""
+    if not front:
+        tokenizer = Tokenizer(tokenizer._backend, replace(tokenizer.specials, front=()))
     harness = HybridHarness(model, tokenizer, max_length=window, batch_tokens=512)
     request = Instance("loglikelihood_rolling", {}, (TEXT,), 0, ("task", 0, 1))
     (expected,) = harness.loglikelihood_rolling([request], disable_tqdm=True)

@@ -69,6 +69,12 @@ def test_a_random_model_is_at_chance_and_stays_as_it_was(model):
     assert found.accuracy < 0.1 and torch.equal(torch.get_rng_state(), before)
 
 
+def test_nothing_stands_in_front_for_a_model_that_is_asked_so():
+    model = Induction()
+    (found,) = measure_probes(model, draw_probes([MQAR], CONFIG), front=()).slices  # type: ignore[arg-type]
+    assert found.accuracy == 1.0 and model.seen[0].shape == (30, 64) and int(model.seen[0].min()) >= 340 - 128
+
+
 def test_results_are_kept(tmp_path):
     probes = measure_probes(Induction(), draw_probes([MQAR], CONFIG), front=(1,), checkpoint="step-000004")  # type: ignore
     probes.save(tmp_path / "a" / "token_probes.json")
