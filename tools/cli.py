@@ -267,14 +267,13 @@ def _budget(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
-def _show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
     """A warning of ours is one line on stderr; others also say where they come from."""
     from ..lm.parts.errors import Caution
+    from ..lm.parts.terminal import write
 
-    line = (
-        f"hybridlm: {message}\n" if issubclass(category, Caution) else warnings.formatwarning(message, category, *where)
-    )
-    sys.stderr.write(line)
+    ours = issubclass(category, Caution)
+    write(f"hybridlm: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno), sys.stderr)
 
 
 KEPT = {

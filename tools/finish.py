@@ -11,6 +11,7 @@ from ..eval.console import stage
 from ..eval.measurement import Measurement
 from ..lm.data.prepare import Prepared
 from ..lm.model.loading import load_run
+from ..lm.parts.errors import ConfigError
 from ..lm.run import Run
 from ..lm.train.telemetry import log_measured
 from .measure import show
@@ -25,10 +26,19 @@ def finish(run: Run, prepared: Prepared, asked: Sequence[Measurement], console: 
     evals = run.recipe.eval
     measure_newest(run, asked, console)
     if evals.prompt:
-        console.print(f"\nsample after {evals.prompt!r}:", style="bold", highlight=False, markup=False)
-        stream(
-            run, evals.prompt, 120, 0.8, 0.95, run.recipe.seed, lambda text: console.out(text, end="", highlight=False)
-        )
+        console.print(f"\nsample after {evals.prompt!r}:", style="bold", highlight=False)
+        try:
+            stream(
+                run,
+                evals.prompt,
+                120,
+                0.8,
+                0.95,
+                run.recipe.seed,
+                lambda text: console.out(text, end="", highlight=False),
+            )
+        except ConfigError as error:
+            console.print(f"none: {error}", highlight=False)  # a run is not lost for its sample
         console.print("\n")
     if evals.yardsticks:
         compare(run, prepared, console)

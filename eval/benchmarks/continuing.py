@@ -36,7 +36,7 @@ class Sampling(NamedTuple):
                 wanted: dict[str, Any] = dict(normalize_gen_kwargs(options))
                 temperature = float(wanted.get("temperature", 1.0)) if wanted["do_sample"] else 0.0
                 top_p = float(wanted.get("top_p", 1.0))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise ConfigError(f"{error}; max_gen_toks, temperature and top_p are numbers") from None
             for name in wanted:
                 if name not in OPTIONS:

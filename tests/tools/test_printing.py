@@ -5,12 +5,14 @@ import os
 import pty
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from rich.progress import Progress, TextColumn
 
 from hybridlm.eval.console import plain_table, stage
+from hybridlm.lm.parts.errors import Caution
 from hybridlm.lm.parts.terminal import PlainConsole, shown, write
 from hybridlm.tools import cli, doctor
 from hybridlm.tools.arguments import console
@@ -88,6 +90,19 @@ def test_an_error_about_a_name_with_control_characters_is_shown(monkeypatch):
     with pytest.raises(SystemExit):
         cli.main()
     assert "\x1b" not in terminal.getvalue() and terminal.getvalue().startswith("hybridlm: ")
+
+
+def test_a_caution_is_one_line_and_another_warning_says_where_it_comes_from(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", cli._show)
+        warnings.warn("mind [/b] the \x1b[2J gap", Caution, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+    first, *rest = terminal.getvalue().splitlines()
+    assert first == "hybridlm: mind [/b] the \\x1b[2J gap"
+    assert "test_printing.py" in rest[0] and rest[0].endswith("UserWarning: something else")
 
 
 @pytest.mark.slow
