@@ -13,11 +13,12 @@ from hybridlm.eval.benchmarks.scores import Score, Scores
 from hybridlm.eval.benchmarks.suites import SUITES
 from hybridlm.eval.measurement import LONG
 from hybridlm.eval.needles.measurement import NeedlesMeasurement
-from hybridlm.eval.synthetic.token_probes import TokenProbes
+from hybridlm.eval.synthetic.token_probes import Probed, TokenProbes
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.run import Run
 from hybridlm.tools import score
+from hybridlm.tools.report_page.collect import _newest_evaluations
 from hybridlm.tools.score import run_suite
 
 
@@ -178,3 +179,22 @@ def test_settings_of_the_recipe_can_be_others_for_once(run_folder, monkeypatch):
     assert Recipe.load(run_folder / "recipe.yaml").eval.needles is None
     with pytest.raises(ConfigError, match=r"^override 'model.d_model=8': a finished run has only eval settings"):
         run_suite(run_folder, None, ["needles"], overrides=["model.d_model=8"], console=quiet())
+
+
+def test_a_result_of_other_questions_is_kept_beside_the_one_before(tmp_path):
+    path = tmp_path / "step-000001" / "token_probes.json"
+
+    def probed(n: int, accuracy: float) -> TokenProbes:
+        return TokenProbes([Probed("mqar", "mqar", accuracy, 0.0, None, n)])
+
+    probed(100, 0.5).save(path)
+    probed(100, 0.6).save(path)  # the same again
+    probed(3, 1.0).save(path)
+    probed(4, 0.0).save(path)
+    kept = {file.name: TokenProbes.load(file).slices[0] for file in path.parent.iterdir()}
+    assert {name: (one.n, one.accuracy) for name, one in kept.items()} == {
+        "token_probes-1.json": (100, 0.6),
+        "token_probes-2.json": (3, 1.0),
+        "token_probes.json": (4, 0.0),
+    }
+    assert _newest_evaluations(tmp_path)["token_probes"]["slices"][0]["n"] == 4
