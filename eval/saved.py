@@ -1,9 +1,10 @@
 """Measurements as files: RUN/eval/{checkpoint}/{kind}.json, which reports read."""
 
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from ..lm.data.files import to_json, write_atomically
 
@@ -13,12 +14,27 @@ class Saved:
 
     kind: ClassVar[str]
 
+    def asked(self) -> Any:
+        """What was put to the model and how: results that differ in it do not replace each other."""
+        raise NotImplementedError
+
     def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all; missing folders are made."""
+        """Write JSON, whole or not at all; missing folders are made.
+
+        A file of something else that was asked is kept beside it, as {name}-1.json and so on.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and type(self).load(path).asked() != self.asked():
+            numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(1))
+            path.rename(next(free for free in numbered if not free.exists()))
         content = {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]  subclasses are dataclasses
         write_atomically(path, to_json(content).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote."""
+        raise NotImplementedError
 
     def plot(self, folder: Path) -> Path | None:
         """Draw what there is to see into `folder`, and say where it is; None where there is nothing."""

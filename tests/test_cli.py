@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,26 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("hybridlm.tools.report.report_runs", fill)
     code, err = run_main("report", "runs/none", monkeypatch=monkeypatch, capsys=capsys)
     assert (code, err) == (1, "hybridlm: disk: No space left on device; free some and repeat\n")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted; nothing was made"),
+        (signal.SIGTERM, 143, "terminated; nothing was made"),
+    ],
+)
+def test_a_signal_is_one_line_that_says_what_is_kept(monkeypatch, capsys, sent, code, said):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("hybridlm.tools.convert.convert_checkpoint", lambda *_: signal.raise_signal(sent))
+    try:
+        arguments = ("convert", "checkpoint", "a", "b")
+        assert run_main(*arguments, monkeypatch=monkeypatch, capsys=capsys) == (code, f"hybridlm: {said}\n")
+        monkeypatch.setattr("hybridlm.tools.report.report_runs", lambda *_: signal.raise_signal(sent))
+        line = f"hybridlm: {said.partition(';')[0]}\n"
+        assert run_main("report", "x", monkeypatch=monkeypatch, capsys=capsys) == (code, line)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_recipes_lists_what_comes_with_the_package():

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from rich.table import Table
@@ -88,6 +88,9 @@ class Needles(Saved):
         content = cls.read(path)
         cells = [Cell(**cell) for cell in content.pop("cells")]
         return cls(cells, [Total(**total) for total in content.pop("summary")], **content)
+
+    def asked(self) -> Any:
+        return self.fingerprint, [total.score is None for total in self.summary]  # texts may be written or not
 
     def values(self) -> dict[str, float]:
         """The numbers to log: each metric of each task and length."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from rich.table import Table
 
@@ -52,6 +52,9 @@ class Positions(Saved):
         content = cls.read(path)
         curves = [Curve(**{**c, "buckets": [Bucket(**b) for b in c["buckets"]]}) for c in content["curves"]]
         return cls(curves, content["checkpoint"])
+
+    def asked(self) -> Any:
+        return [(curve.text, curve.mode, curve.window, curve.tokens) for curve in self.curves]
 
     def values(self) -> dict[str, float]:
         """The numbers to log: bits per byte of each curve, nats per token of its first and last bucket."""

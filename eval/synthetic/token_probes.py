@@ -55,6 +55,9 @@ class TokenProbes(Saved):
         content = cls.read(path)
         return cls([Probed(**one) for one in content["slices"]], content["checkpoint"])
 
+    def asked(self) -> Any:
+        return [(one.label, one.n) for one in self.slices]
+
     def values(self) -> dict[str, float]:
         """The numbers to log."""
         return {f"{one.label}/accuracy": one.accuracy for one in self.slices}

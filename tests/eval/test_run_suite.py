@@ -13,12 +13,13 @@ from hybridlm.eval.benchmarks.scores import Score, Scores
 from hybridlm.eval.benchmarks.suites import SUITES
 from hybridlm.eval.measurement import LONG
 from hybridlm.eval.needles.measurement import NeedlesMeasurement
-from hybridlm.eval.synthetic.token_probes import TokenProbes
+from hybridlm.eval.synthetic.token_probes import Probed, TokenProbes
 from hybridlm.lm import HybridLM, Recipe
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.eval import NeedlesConfig
 from hybridlm.lm.run import Run
 from hybridlm.tools import score
+from hybridlm.tools.report_page.collect import _newest_evaluations
 from hybridlm.tools.score import run_suite
 
 
@@ -210,3 +211,22 @@ def test_limit_bounds_needles_and_positions_and_a_bar_shows_how_far_they_are(run
 def test_fewer_needles_are_fewer_samples_then_fewer_depths(given, limit, depths, samples):
     found = NeedlesConfig(**given).at_most(limit)
     assert (found.depths, found.samples) == (depths, samples)
+
+
+def test_a_result_of_other_questions_is_kept_beside_the_one_before(tmp_path):
+    path = tmp_path / "step-000001" / "token_probes.json"
+
+    def probed(n: int, accuracy: float) -> TokenProbes:
+        return TokenProbes([Probed("mqar", "mqar", accuracy, 0.0, None, n)])
+
+    probed(100, 0.5).save(path)
+    probed(100, 0.6).save(path)  # the same again
+    probed(3, 1.0).save(path)
+    probed(4, 0.0).save(path)
+    kept = {file.name: TokenProbes.load(file).slices[0] for file in path.parent.iterdir()}
+    assert {name: (one.n, one.accuracy) for name, one in kept.items()} == {
+        "token_probes-1.json": (100, 0.6),
+        "token_probes-2.json": (3, 1.0),
+        "token_probes.json": (4, 0.0),
+    }
+    assert _newest_evaluations(tmp_path)["token_probes"]["slices"][0]["n"] == 4
