@@ -133,16 +133,6 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
             raise ValueError(f"input_ids: expected at least one row of at least one token, got {tuple(ids.shape)}")
         return cast(Any, super()).generate(inputs, *args, **options)
 
-    def prepare_inputs_for_generation(
-        self, *args: Any, attention_mask: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Looks at the mask, given or inferred, with which the first token is drawn."""
-        if is_first_iteration and attention_mask is not None:
-            check_ends(attention_mask)
-        return cast(Any, super()).prepare_inputs_for_generation(
-            *args, attention_mask=attention_mask, is_first_iteration=is_first_iteration, **kwargs
-        )
-
     def _loss(self, ran: "Ran", targets: Tensor, n: int | Tensor | None) -> Tensor:
         """Mean over the targets plus auxiliary losses; of `n` targets in all, this call's part."""
         kept = targets if ran.mask is None else targets.masked_fill(ran.mask == 0, IGNORE)
@@ -153,7 +143,10 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         return loss if n is None else loss * ((kept != IGNORE).sum() / n)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        """A cache before a prefill in chunks; else the first call makes it, as peft's prompts want."""
+        """Looks at the prompt's mask, given or inferred, once and whole: a chunk of it may end in padding. Makes a cache
+        before a prefill in chunks; else the first call does, as peft's prompts want."""
+        if (mask := model_kwargs.get("attention_mask")) is not None:
+            check_ends(mask)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         if generation_config.prefill_chunk_size is not None and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = HybridLMCache()
