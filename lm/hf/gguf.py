@@ -23,7 +23,7 @@ from .source import Stored
 from .tokenizers import copy_tokenizer, write_settings
 
 if TYPE_CHECKING:
-    from gguf import ReaderTensor
+    from gguf import GGUFReader, ReaderTensor
 
 OUTSIDE = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -41,15 +41,15 @@ INSIDE = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# config.json's keys and the metadata's, which follow the architecture's name
+# config.json's keys and the metadata's, which follow the architecture's name and which llama.cpp insists on
 SIZES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
     "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
     "max_position_embeddings": "context_length",
 }
+EPSILON, KEY_HEADS = "attention.layer_norm_rms_epsilon", "attention.head_count_kv"
 SPECIAL = 3  # tokenizer.ggml.token_type of a control token
 USER_DEFINED = 4
 # how a text is cut before byte pairs are merged, by tokenizer.ggml.pre
@@ -60,21 +60,18 @@ PRE_TOKENIZERS = {
 
 
 class GGUF:
-    """A `ModelSource` over one .gguf file. Raises ConfigError for what it holds and we cannot read."""
+    """A `ModelSource` over a .gguf file, or the first of several that it was split into. What the metadata leaves out
+    is as llama.cpp has it. Raises ConfigError for what it holds and we cannot read.
+    """
 
     def __init__(self, path: Path):
-        try:
-            from gguf import GGUFReader
-        except ImportError:
-            raise ConfigError(f"{path}: reading GGUF needs the gguf package; pip install 'hybridlm[hf]'") from None
         self.path = path
-        check_header(path)
-        try:
-            reader = GGUFReader(path)
-        except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
-            raise CheckpointError(f"{path}: not a whole GGUF file ({error}); get the file again") from None
-        self._fields = reader.fields
-        self._tensors = {_theirs(tensor.name): tensor for tensor in reader.tensors}
+        first = _reader(path)
+        self._fields = first.fields
+        tensors = [tensor for reader in (first, *self._others()) for tensor in reader.tensors]
+        if len(tensors) != (total := self._get("split.tensors.count", len(tensors))):
+            raise CheckpointError(f"{path}: {len(tensors)} tensors in its files instead of {total}; get them all again")
+        self._tensors = {_theirs(tensor.name): tensor for tensor in tensors}
         self.config = self._read_config()
         self.stored = {name: self._look_up(name, tensor) for name, tensor in self._tensors.items()}
 
@@ -104,6 +101,19 @@ class GGUF:
             write_settings(Path(files), settings)
             copy_tokenizer(Path(files), self.config, folder)
 
+    def _others(self) -> list["GGUFReader"]:
+        """The files behind the first, where there are several."""
+        count, number = self._get("split.count", 1), self._get("split.no", 0)
+        if count <= 1:
+            return []
+        stem = self.path.stem.removesuffix(f"-{number + 1:05d}-of-{count:05d}")
+        files = [self.path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+        if number:
+            raise ConfigError(f"{self.path}: is file {number + 1} of {count}; give the first, {files[0].name}")
+        if missing := [file.name for file in files[1:] if not file.is_file()]:
+            raise CheckpointError(f"{self.path}: {len(missing)} of {count} files missing: {missing[0]}; get them too")
+        return [_reader(file) for file in files[1:]]
+
     def _get(self, key: str, default: Any = None) -> Any:
         return self._fields[key].contents() if key in self._fields else default
 
@@ -112,14 +122,19 @@ class GGUF:
         kind = self._get("general.architecture")
         if kind != "llama":
             raise ConfigError(f"{self.path}: general.architecture is {kind!r}; allowed in a GGUF file: llama")
-        missing = [key for key in SIZES.values() if f"llama.{key}" not in self._fields]
+        missing = [key for key in (*SIZES.values(), EPSILON) if f"llama.{key}" not in self._fields]
         if missing:
             raise CheckpointError(f"{self.path}: the metadata lacks llama.{missing[0]}; get the file again")
         if "model.embed_tokens.weight" not in self._tensors:
             raise CheckpointError(f"{self.path}: tensor token_embd.weight is missing; get the file again")
-        for key in SIZES.values():
-            if not isinstance(size := self._get(f"llama.{key}"), int) or size < 1:
+        for key in (*SIZES.values(), KEY_HEADS):
+            if not isinstance(size := self._get(f"llama.{key}", 1), int) or size < 1:
                 raise CheckpointError(f"{self.path}: llama.{key} is {brief(size)}, not a size; get the file again")
+        if "rope_freqs.weight" in self._tensors:
+            raise ConfigError(
+                f"{self.path}: tensor rope_freqs.weight, frequencies as Llama 3.1 has them, is not read from GGUF; "
+                "convert the folder of safetensors instead"
+            )
         config = {theirs: self._get(f"llama.{key}") for theirs, key in SIZES.items()}
         head_dim = self._get("llama.attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
         rotated = self._get("llama.rope.dimension_count", head_dim)
@@ -127,7 +142,8 @@ class GGUF:
             "model_type": "llama",
             "vocab_size": int(self._tensors["model.embed_tokens.weight"].shape[1]),
             "head_dim": head_dim,
-            "rms_norm_eps": _decimal(self._get("llama.attention.layer_norm_rms_epsilon", 1e-6)),
+            "num_key_value_heads": self._get(f"llama.{KEY_HEADS}", config["num_attention_heads"]),
+            "rms_norm_eps": _decimal(self._get(f"llama.{EPSILON}")),
             "rope_parameters": self._rope() | {"partial_rotary_factor": rotated / head_dim},
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self._tensors,
@@ -135,12 +151,15 @@ class GGUF:
         }
 
     def _rope(self) -> dict[str, Any]:
-        kind = self._get("llama.rope.scaling.type", "none")
+        kind = self._get("llama.rope.scaling.type", "linear")
+        factor = self._get("llama.rope.scaling.factor", self._get("llama.rope.scale_linear", 0.0)) or 1.0
         rope = {"rope_theta": _decimal(self._get("llama.rope.freq_base", 10000.0))}
-        if kind == "none":
+        if (by := self._get("llama.rope.scaling.attn_factor", 1.0)) != 1:
+            raise ConfigError(f"{self.path}: llama.rope.scaling.attn_factor is {by}; allowed in a GGUF file: 1")
+        if kind == "none" or (kind == "linear" and factor == 1):
             return rope | {"rope_type": "default"}
         if kind == "linear":
-            return rope | {"rope_type": "linear", "factor": _decimal(self._get("llama.rope.scaling.factor", 1.0))}
+            return rope | {"rope_type": "linear", "factor": _decimal(factor)}
         raise ConfigError(f"{self.path}: llama.rope.scaling.type is {kind!r}; allowed in a GGUF file: none, linear")
 
     def _look_up(self, name: str, tensor: "ReaderTensor") -> Stored:
@@ -185,6 +204,19 @@ class GGUF:
     def _around(self, name: str, id: int | None) -> tuple[int, ...]:
         """The token of this name if it stands at its end of every prompt."""
         return (id,) if id is not None and self._get(f"tokenizer.ggml.add_{name}_token", False) else ()
+
+
+def _reader(path: Path) -> "GGUFReader":
+    """A file's metadata and the places of its tensors."""
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise ConfigError(f"{path}: reading GGUF needs the gguf package; pip install 'hybridlm[hf]'") from None
+    check_header(path)
+    try:
+        return GGUFReader(path)
+    except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
+        raise CheckpointError(f"{path}: not a whole GGUF file ({error}); get the file again") from None
 
 
 def unpermute(rows: Tensor, n_heads: int) -> Tensor:

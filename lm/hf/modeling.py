@@ -20,19 +20,6 @@ PASSED_ON = {"tokenizer", "assistant_tokenizer"}
 """Arguments of `generate` that it hands on to every forward."""
 
 
-class Inputs(NamedTuple):
-    """A call's arguments of which both heads make the same; see `HybridLMForCausalLM.forward`."""
-
-    input_ids: Tensor | None
-    attention_mask: Tensor | None
-    position_ids: Tensor | None
-    past_key_values: Any
-    inputs_embeds: Tensor | None
-    use_cache: bool | None
-    output_attentions: bool | None
-    output_hidden_states: bool | None
-
-
 class HybridLMModel(HybridLMPreTrainedModel):
     """The model without its head, `AutoModel`: what the head would read, as last_hidden_state."""
 
@@ -58,16 +45,14 @@ class HybridLMModel(HybridLMPreTrainedModel):
         """Arguments and errors are those of `HybridLMForCausalLM.forward`."""
         ran = _run(
             self,
-            Inputs(
-                input_ids,
-                attention_mask,
-                position_ids,
-                past_key_values,
-                inputs_embeds,
-                use_cache,
-                output_attentions,
-                output_hidden_states,
-            ),
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
         )
         result = BaseModelOutputWithPast(
             last_hidden_state=cast(Any, ran.output.hidden),
@@ -114,16 +99,14 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         """
         ran = _run(
             self,
-            Inputs(
-                input_ids,
-                attention_mask,
-                position_ids,
-                past_key_values,
-                inputs_embeds,
-                use_cache,
-                output_attentions,
-                output_hidden_states,
-            ),
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
         )
         # no argument of its own: Trainer would ask every batch for whatever has `label` in its name
         shift_labels = kwargs.pop("shift_labels", None)
@@ -150,16 +133,6 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
             raise ValueError(f"input_ids: expected at least one row of at least one token, got {tuple(ids.shape)}")
         return cast(Any, super()).generate(inputs, *args, **options)
 
-    def prepare_inputs_for_generation(
-        self, *args: Any, attention_mask: Tensor | None = None, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Looks at the mask, given or inferred, with which the first token is drawn."""
-        if is_first_iteration and attention_mask is not None:
-            check_ends(attention_mask)
-        return cast(Any, super()).prepare_inputs_for_generation(
-            *args, attention_mask=attention_mask, is_first_iteration=is_first_iteration, **kwargs
-        )
-
     def _loss(self, ran: "Ran", targets: Tensor, n: int | Tensor | None) -> Tensor:
         """Mean over the targets plus auxiliary losses; of `n` targets in all, this call's part."""
         kept = targets if ran.mask is None else targets.masked_fill(ran.mask == 0, IGNORE)
@@ -170,7 +143,10 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         return loss if n is None else loss * ((kept != IGNORE).sum() / n)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        """A cache before a prefill in chunks; else the first call makes it, as peft's prompts want."""
+        """Looks at the prompt's mask, given or inferred, once and whole: a chunk of it may end in padding. Makes a cache
+        before a prefill in chunks; else the first call does, as peft's prompts want."""
+        if (mask := model_kwargs.get("attention_mask")) is not None:
+            check_ends(mask)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         if generation_config.prefill_chunk_size is not None and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = HybridLMCache()
@@ -191,26 +167,37 @@ class Ran(NamedTuple):
     mask: Tensor | None
 
 
-def _run(head: HybridLMPreTrainedModel, given: Inputs) -> Ran:
+def _run(
+    head: HybridLMPreTrainedModel,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    past_key_values: Any,
+    inputs_embeds: Tensor | None,
+    use_cache: bool | None,
+    output_attentions: bool | None,
+    output_hidden_states: bool | None,
+) -> Ran:
     """The model on its arguments, all checked."""
-    if (given.input_ids is None) == (given.inputs_embeds is None):
+    if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids: give either them or inputs_embeds")
-    if _wanted(head, "output_attentions", given.output_attentions):
+    if _wanted(head, "output_attentions", output_attentions):
         raise ValueError(
             "output_attentions: no layer here forms a matrix of weights that could be returned; leave it out"
         )
-    model, x = head.model, cast(Tensor, given.input_ids if given.inputs_embeds is None else given.inputs_embeds)
+    model, x = head.model, cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
     B, T = x.shape[:2]
-    cache = own_cache(given.past_key_values)
-    use_cache = head.config.use_cache and not head.training if given.use_cache is None else given.use_cache
+    cache = own_cache(past_key_values)
+    if use_cache is None:
+        use_cache = head.config.use_cache and not head.training
     if cache is None and use_cache:
         cache = HybridLMCache()
     if cache is not None and head.training and head.is_gradient_checkpointing:
         raise ValueError("use_cache: a layer that runs again in the backward cannot keep a state; use use_cache=False")
-    mask = None if given.attention_mask is None else recent(given.attention_mask, T, cache.columns if cache else 0)
-    if given.position_ids is not None:
-        check_positions(given.position_ids, mask, cache.past(B) if cache else [0] * B)
-    layers = _wanted(head, "output_hidden_states", given.output_hidden_states)
+    mask = None if attention_mask is None else recent(attention_mask, T, cache.columns if cache else 0)
+    if position_ids is not None:
+        check_positions(position_ids, mask, cache.past(B) if cache else [0] * B)
+    layers = _wanted(head, "output_hidden_states", output_hidden_states)
     output = model(
         x,
         attention_mask=mask,

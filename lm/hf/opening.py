@@ -18,16 +18,22 @@ if TYPE_CHECKING:
     from safetensors import safe_open as Handle
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 def open_source(path: str | Path) -> ModelSource:
     """A folder as save_pretrained writes it, or a .gguf file.
 
-    Raises ConfigError when there is neither, CheckpointError when the files are not whole.
+    Raises ConfigError when there is neither, or an adapter beside it; CheckpointError when the files are not whole.
     """
     path = Path(path).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return GGUF(path)
+    if adapter := next((name for name in ADAPTER if (path / name).is_file()), None):
+        raise ConfigError(
+            f"{path}: holds an adapter, {adapter}, which is not applied here; merge it with merge_and_unload of peft "
+            "and save the result, or take the adapter's files out of the folder"
+        )
     if not (path / "config.json").is_file():
         missing = "is no .gguf file" if path.exists() else "no such file or folder"
         what = "holds no config.json" if path.is_dir() else missing
@@ -66,11 +72,11 @@ class Shards:
 
 
 class Folder(Shards):
-    """config.json and safetensors: one file, or shards under an index."""
+    """config.json and safetensors: one file, which comes before an index as in transformers, or shards under it."""
 
     def __init__(self, path: Path):
         self.config = read_json(path / "config.json")
-        index = _index(path)
+        index = {} if (path / SINGLE).is_file() else _index(path)
         super().__init__(path, sorted(set(index.values())) if index else [_single(path)])
         for name, file in index.items():
             if self._home.get(name) != file:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
 
 from ..model import HybridLM
 from ..model.block import Block
@@ -32,8 +32,8 @@ class HybridLMPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _tied_weights_keys = {"model.lm_head.weight": "model.embed.weight"}  # noqa: RUF012  the base class's declaration
-    _no_split_modules = ("CheckpointedBlock",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["CheckpointedBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _is_stateful = True  # a recurrent state cannot be wound back, as assisted decoding would need
     _supports_sdpa = True  # what attention layers compute with anyway; `eager` is the same
     _supports_attention_backend = False
@@ -76,7 +76,7 @@ class HybridLMPreTrainedModel(PreTrainedModel):
         if not is_peft_available() and (Path(str(path)) / "adapter_config.json").is_file():
             raise ConfigError(f"{path}: holds an adapter, adapter_config.json, which needs peft; pip install peft")
         kwargs.setdefault("use_safetensors", True)
-        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        model, info = cast(Any, super()).from_pretrained(path, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"] - model.all_tied_weights_keys.keys())
         if missing and not output_loading_info:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

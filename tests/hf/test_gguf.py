@@ -30,7 +30,7 @@ def interleave(rows: np.ndarray, n_heads: int) -> np.ndarray:
 def write(path: Path, model, tokenizer: dict, quant: QUANT = QUANT.F32, **metadata) -> None:
     """A GGUF file of a transformers Llama: matrices in `quant`, vectors in float32."""
     config = model.config
-    writer = gguf.GGUFWriter(path, metadata.pop("architecture", "llama"))
+    writer = gguf.GGUFWriter(path, metadata.pop("architecture", "llama"), split_max_tensors=metadata.pop("split", 0))
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -41,6 +41,12 @@ def write(path: Path, model, tokenizer: dict, quant: QUANT = QUANT.F32, **metada
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    for key in metadata.pop("without", ()):
+        del writer.kv_data[0][f"llama.{key}"]
+    for key, value in metadata.pop("floats", {}).items():
+        writer.add_float32(f"llama.{key}", value)
+    if (frequencies := metadata.pop("frequencies", None)) is not None:
+        writer.add_tensor("rope_freqs.weight", frequencies)
     for key, value in metadata.items():
         getattr(writer, f"add_{key}")(value)
     vocab = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].__getitem__)
@@ -116,6 +122,53 @@ def test_linear_rope(tmp_path, make):
         assert_close(load_pretrained(tmp_path / "x.gguf")(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
 
 
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_a_factor_without_a_type_is_linear(tmp_path, make, key):
+    rope = {"rope_type": "linear", "rope_theta": 5e4, "factor": 2.0}
+    theirs = make(metadata={"floats": {key: 2.0}}, rope_parameters=rope)
+    with torch.no_grad():
+        assert_close(load_pretrained(tmp_path / "x.gguf")(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0])
+def test_what_is_left_out_is_as_in_llama_cpp(tmp_path, make, factor):
+    """As many key heads as heads, heads of d_model over their number, rotated whole, base 10000, a factor of 0 is 1."""
+    optional = ("attention.head_count_kv", "attention.key_length", "rope.dimension_count", "rope.freq_base")
+    theirs = make(
+        metadata={"without": optional, "floats": {"rope.scaling.factor": factor}},
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )
+    mine = load_pretrained(tmp_path / "x.gguf")
+    assert mine.config == load_pretrained(tmp_path / "src").config
+    with torch.no_grad():
+        assert_close(mine(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+
+
+def test_a_model_in_several_files(tmp_path, make):
+    make(metadata={"split": 9})
+    first, second, *others = sorted(tmp_path.glob("x-*.gguf"))
+    mine, folder = load_pretrained(first), load_pretrained(tmp_path / "src")
+    assert len(others) == 1 and first.name == "x-00001-of-00003.gguf"
+    for name, tensor in folder.state_dict().items():
+        assert torch.equal(mine.state_dict()[name], tensor), name
+    with pytest.raises(ConfigError, match=r"is file 2 of 3; give the first, x-00001-of-00003\.gguf"):
+        load_pretrained(second)
+    second.unlink()
+    with pytest.raises(CheckpointError, match=r"1 of 3 files missing: x-00002-of-00003\.gguf; get them too"):
+        load_pretrained(first)
+    second.write_bytes(others[0].read_bytes())
+    with pytest.raises(CheckpointError, match=r"tensors in its files instead of 21; get them all again"):
+        load_pretrained(first)
+
+
+def test_the_metadata_that_llama_cpp_insists_on(tmp_path, make):
+    make(metadata={"without": ("attention.layer_norm_rms_epsilon",)})
+    with pytest.raises(CheckpointError, match=r"lacks llama\.attention\.layer_norm_rms_epsilon; get the file again"):
+        load_pretrained(tmp_path / "x.gguf")
+
+
 def test_the_tokenizer_and_its_template(tmp_path, make):
     from transformers import AutoTokenizer
 
@@ -136,6 +189,8 @@ def test_the_tokenizer_and_its_template(tmp_path, make):
         ({"architecture": "gemma3"}, "general.architecture is 'gemma3'; allowed in a GGUF file: llama"),
         ({"tokenizer_pre": "chatglm-bpe"}, "pre-tokenizer 'chatglm-bpe'; allowed: gpt2 with gpt-2 or smollm"),
         ({"rope_scaling_type": gguf.RopeScalingType.YARN}, "rope.scaling.type is 'yarn'; allowed"),
+        ({"frequencies": np.ones(8, dtype=np.float32)}, "tensor rope_freqs.weight, frequencies as Llama 3.1 has them"),
+        ({"floats": {"rope.scaling.attn_factor": 0.5}}, "rope.scaling.attn_factor is 0.5; allowed in a GGUF file: 1"),
     ],
 )
 def test_what_is_not_read(tmp_path, make, metadata, words):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from hybridlm.eval.benchmarks.harness import HybridHarness
 from hybridlm.lm.hf import load_pretrained
@@ -195,6 +196,27 @@ def test_an_index_of_other_shards(shards):
 def test_an_index_that_points_outside(shards):
     edit_index(shards, lambda index: index.update({UP: "../elsewhere.safetensors"}))
     refused(shards, CheckpointError, "weight_map must give a file of this folder")
+
+
+def test_one_file_comes_before_an_index(tmp_path, src):
+    """As in transformers: an index that was left behind, or whose shards are half there, says nothing."""
+    expected = load_pretrained(src).state_dict()
+    (src / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"model.norm.weight": "model-00001.safetensors"}}'
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(src).state_dict()
+    found = load_pretrained(src).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.equal(theirs["model.norm.weight"], found["norm.weight"])
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("base", [True, False])
+def test_an_adapter_is_refused(src, name, base):
+    (src / name).write_text("{}")
+    if not base:
+        (src / "config.json").unlink()
+    refused(src, ConfigError, f"holds an adapter, {name}", "merge it with merge_and_unload of peft")
 
 
 def test_no_tokenizer(src):
