@@ -16,11 +16,9 @@ from .arguments import (
     Overrides,
     RecipeName,
     RunFolder,
-    Seed,
     SyntheticOverrides,
     console,
     find_recipe,
-    finite,
     one_line,
     open_run,
 )
@@ -124,6 +122,7 @@ def evaluate(
     on_long: Annotated[
         Literal["truncate", "error"], typer.Option(help="longer inputs: truncate, counted in the table, or error")
     ] = "truncate",
+    chat: Annotated[bool, typer.Option("--chat", help="write prompts with the run's chat template")] = False,
     batch_tokens: Annotated[
         str | None, typer.Option(help="padded tokens per forward, or auto: by free memory; default: the recipe's")
     ] = None,
@@ -146,6 +145,7 @@ def evaluate(
         num_fewshot=num_fewshot,
         fewshot_seed=fewshot_seed,
         on_long=on_long,
+        chat=chat,
         overrides=overrides or [],
         console=console(),
     )
@@ -200,17 +200,20 @@ def export(
 def generate(
     run: RunFolder,
     prompt: Annotated[str, typer.Option(help="text to continue; empty: a text from its beginning")],
-    max_new_tokens: Annotated[int, typer.Option(min=0, max=MOST, help="tokens to add at most")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="0: always the likeliest token")] = 0.8,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to add at most")] = 200,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.8,
     top_p: Annotated[float, typer.Option(help="draw from the likeliest tokens that reach this probability")] = 0.95,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(help="of the draws, 0 ... 2^64 - 1")] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="the prompt is a message, and the answer alone is printed")
+    ] = False,
 ) -> None:
     """Continue a prompt, printing the text as it is drawn; a terminal gets control characters written out."""
     open_run(run)
     from ..lm.parts.terminal import write
     from .sample import stream
 
-    stream(run, prompt, max_new_tokens, temperature, top_p, seed, lambda text: write(text, sys.stdout))
+    stream(run, prompt, max_new_tokens, temperature, top_p, seed, lambda text: write(text, sys.stdout), chat=chat)
     print()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..lm.hf.chat import ChatTemplate
 from ..lm.model.generate import check_options, decode
 from ..lm.model.loading import load_run
 from ..lm.parts.errors import ConfigError
@@ -20,18 +21,23 @@ def stream(
     top_p: float,
     seed: int,
     write: Callable[[str], None],
+    *,
+    chat: bool = False,
 ) -> None:
     """Write the prompt, then its continuation as the tokens are drawn, until the model ends the document.
 
-    An empty prompt asks for a text from its beginning. Raises ConfigError, before the weights are read, on options out
-    of range, and on a prompt that is no text or more than the model has positions for.
+    chat: the prompt is a user's message, put into the run's chat template, and the answer alone is written. An empty
+    prompt asks for a text from its beginning. Raises ConfigError, before the weights are read, on options out of range,
+    on a prompt that is no text or more than the model has positions for, and without the template that `chat` needs.
     """
     check_options(max_new_tokens, temperature, top_p, seed)
     if any("\ud800" <= char <= "\udfff" for char in prompt):
         raise ConfigError(f"prompt: {prompt!r} holds bytes that are no UTF-8; give a text")
     run = run if isinstance(run, Run) else Run(run)
+    asked = ChatTemplate.of(run).render([{"role": "user", "content": prompt}]) if chat else prompt
     model, tokenizer = load_run(run), run.tokenizer()
-    ids = tokenizer.encode_prompt(prompt) or [tokenizer.prefix_id]
+    ids = tokenizer.encode_chat(asked) if chat else tokenizer.encode_prompt(asked)
+    ids = ids or [tokenizer.prefix_id]
     text = tokenizer.stream(ids)  # alone it would drop the space of a first token
 
     drawn = decode(
@@ -45,7 +51,8 @@ def stream(
         vocab_size=tokenizer.vocab_size,
     )
     first = list(islice(drawn, 1))  # what is wrong with the prompt is said before anything is written
-    write(prompt)
+    if not chat:
+        write(prompt)
     for token in map(int, chain(first, drawn)):
         if token not in tokenizer.stop_ids:
             write(text.push(token))

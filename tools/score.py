@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ..eval.benchmarks.measurement import Scoring
 from ..eval.measurement import LONG, measurements
+from ..lm.hf.chat import ChatTemplate
 from ..lm.model.loading import load_run
 from ..lm.parts.errors import ConfigError
 from ..lm.recipe.eval import NeedlesConfig, PositionsConfig
@@ -29,6 +30,7 @@ def run_suite(
     num_fewshot: int = 0,
     fewshot_seed: int | None = None,
     on_long: Literal["truncate", "error"] = "truncate",
+    chat: bool = False,
     overrides: list[str] | tuple[str, ...] = (),
     console: Console,
 ) -> None:
@@ -36,9 +38,10 @@ def run_suite(
 
     limit: documents per task; prompts per task and length of needles, stretches of the text of positions. batch_tokens:
     padded tokens per forward, default the recipe's, or one input if that is more. max_length: tokens per input, default
-    the model's context. on_long: whether a context that does not fit is cut on the left and counted, or an error.
-    overrides: `eval.KEY=VALUE`, for this time. An evaluation that was interrupted goes on where it stopped. Under
-    torchrun the processes share the benchmarks' requests; the first one does the rest.
+    the model's context. on_long: whether a context that does not fit is cut on the left and counted, or an error. chat:
+    the run's chat template writes the prompts of benchmarks. overrides: `eval.KEY=VALUE`, for this time. An evaluation
+    that was interrupted goes on where it stopped. Under torchrun the processes share the benchmarks' requests; the
+    first one does the rest.
     Raises ConfigError for unknown names, the nearest ones in it, before anything is computed.
     """
     from ..eval.benchmarks.catalogue import expand
@@ -78,6 +81,7 @@ def run_suite(
         data_parallel=shared,
         seed=run.recipe.seed,
         progress=speaks,
+        chat=ChatTemplate.of(run) if chat else None,
     )
     asked = measurements(names, run.recipe, tokenizer, scoring)
     if not speaks:

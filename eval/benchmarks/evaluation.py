@@ -57,7 +57,8 @@ class Benchmarks:
         """The scores of the harness's model, the same at every call. checkpoint: a name for its weights."""
         results = self._run(harness, bootstrap_iters=1000)
         shots = self.options.num_fewshot
-        conditions = Conditions(harness.max_length, self.limit, shots, self.options.fewshot_seed if shots else None)
+        seed, chat = self.options.fewshot_seed if shots else None, harness.chat is not None
+        conditions = Conditions(harness.max_length, self.limit, shots, seed, chat)
         counts = {"truncated": harness.truncated, "apart": harness.apart}
         scores = collect(results, self.tasks, self.hashes, **counts, conditions=conditions)
         for group in (name for name in self.names if name in GROUPS):
@@ -79,7 +80,15 @@ class Benchmarks:
                     task.set_fewshot_seed(self.options.fewshot_seed)  # its generator goes on from call to call
             # not simple_evaluate: it reseeds every global generator and describes the machine by running programs
             loaded: Any = {"tasks": self.tasks, "groups": {}, "group_map": {}}
-            return run_tasks(harness, loaded, limit=self.limit, bootstrap_iters=bootstrap_iters)
+            chat = harness.chat is not None
+            return run_tasks(
+                harness,
+                loaded,
+                limit=self.limit,
+                bootstrap_iters=bootstrap_iters,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+            )
 
 
 class Rehearsal(HybridHarness):

@@ -10,6 +10,7 @@ from ...lm.parts.errors import concerning
 
 if TYPE_CHECKING:
     from ...lm.data.tokenizer import Tokenizer
+    from ...lm.hf.chat import ChatTemplate
     from ...lm.model import HybridLM
     from .evaluation import Benchmarks
     from .harness import OnLong
@@ -22,7 +23,7 @@ class Scoring:
 
     max_length: tokens per input, BOS included. limit: only the first documents of each task. num_fewshot: solved
     questions before each, the task's first ones or drawn by fewshot_seed. batch_tokens, on_long, responses,
-    data_parallel, seed and progress: see HybridHarness.
+    data_parallel, seed and progress: see HybridHarness. chat: the templates that write the prompts, or None.
     """
 
     max_length: int
@@ -35,6 +36,7 @@ class Scoring:
     data_parallel: bool = False
     seed: int = 0
     progress: bool = False
+    chat: "ChatTemplate | None" = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,12 @@ class TasksMeasurement:
             from .evaluation import Rehearsal
 
             rehearsal = Rehearsal(
-                model, self.tokenizer, max_length=how.max_length, batch_tokens=how.batch_tokens, on_long=how.on_long
+                model,
+                self.tokenizer,
+                max_length=how.max_length,
+                batch_tokens=how.batch_tokens,
+                on_long=how.on_long,
+                chat=how.chat,
             )
             benchmarks.rehearse(rehearsal)
 
@@ -94,6 +101,7 @@ class TasksMeasurement:
             data_parallel=how.data_parallel,
             seed=how.seed,
             progress=how.progress,
+            chat=how.chat,
         )
         return self.benchmarks.score(harness, checkpoint)
 

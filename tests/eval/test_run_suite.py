@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from hybridlm.eval.benchmarks.conditions import Conditions
+from hybridlm.eval.benchmarks.harness import HybridHarness
 from hybridlm.eval.benchmarks.scores import Score, Scores
 from hybridlm.eval.benchmarks.suites import SUITES
 from hybridlm.eval.measurement import LONG
@@ -230,3 +231,28 @@ def test_a_result_of_other_questions_is_kept_beside_the_one_before(tmp_path):
         "token_probes.json": (4, 0.0),
     }
     assert _newest_evaluations(tmp_path)["token_probes"]["slices"][0]["n"] == 4
+
+
+def test_scores_of_a_chat_are_kept_beside_plain_ones(run_folder, monkeypatch):
+    (run_folder / "tokenizer").mkdir()
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    (run_folder / "tokenizer" / "chat_template.jinja").write_text(template)
+    prompts: list[str] = []
+
+    def note(self, context, continuation):
+        prompts.append(context)
+        return encode(self, context, continuation)
+
+    encode = HybridHarness._encode
+    monkeypatch.setattr(HybridHarness, "_encode", note)
+    run_suite(run_folder, None, ["piqa"], limit=1, console=quiet(), batch_tokens=512)
+    run_suite(run_folder, None, ["piqa"], limit=1, num_fewshot=1, console=quiet(), batch_tokens=512, chat=True)
+    kept = Scores.load(run_folder / "eval" / "step-000007" / "tasks.json").scores
+    assert {score.conditions.asked for score in kept if score.conditions} == {
+        "first 1 documents, 0-shot",
+        "first 1 documents, 1-shot, as a chat",
+    }
+    asked = prompts[-1]
+    assert [asked.count(turn) for turn in ("[user] Question:", "[assistant]")] == [2, 2] and asked.endswith(
+        "[assistant]"
+    )

@@ -147,3 +147,18 @@ def test_nothing_is_written_before_a_prompt_is_found_too_long(run, monkeypatch):
     with pytest.raises(ConfigError, match=r"^too long$"):
         stream(run.folder, "the", 5, 0.0, 1.0, 0, pieces.append)
     assert not pieces
+
+
+def test_a_message_is_put_into_the_chat_template_and_the_answer_alone_is_written(run, monkeypatch):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    (run.folder / "tokenizer" / "chat_template.jinja").write_text(template)
+    plain: list[str] = []
+    stream(run.folder, "user: the\nassistant:", 5, 0.0, 1.0, 0, plain.append)
+    answer: list[str] = []
+    stream(run.folder, "the", 5, 0.0, 1.0, 0, answer.append, chat=True)
+    assert "".join(plain) == "user: the\nassistant:" + "".join(answer) and "".join(answer)
+
+
+def test_a_run_without_a_chat_template_says_so(run):
+    with pytest.raises(ConfigError, match="its tokenizer has no chat template; leave out --chat"):
+        stream(run.folder, "the", 5, 0.0, 1.0, 0, print, chat=True)
