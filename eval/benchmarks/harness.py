@@ -84,7 +84,9 @@ class HybridHarness(LM):
         self.apart: Counter[str] = Counter()
         self._responses: tuple[str | Path, str] | None = None
         if responses is not None:
-            options = {"max_length": max_length, "share_prefixes": share_prefixes, "stop_ids": tokenizer.stop_ids}
+            options: dict[str, Any] = {"max_length": max_length, "share_prefixes": share_prefixes}
+            if tokenizer.stop_ids != (tokenizer.eos_id,):  # so that answers from before there were several are found
+                options["stop_ids"] = tokenizer.stop_ids
             asked_of = fingerprint(model, tokenizer, **options)
             self._responses = responses, asked_of
 
