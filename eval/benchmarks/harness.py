@@ -93,9 +93,11 @@ class HybridHarness(LM):
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of all that an answer depends on: weights, architecture, tokenizer, length."""
-        options = {"max_length": self.max_length, "share_prefixes": self.share_prefixes}
-        return fingerprint(self.model, self.tokenizer, **options, specials=self.tokenizer.specials)
+        """SHA-256 of what an answer depends on besides the tokens asked: weights, architecture, tokenizer, length."""
+        options: dict[str, Any] = {"max_length": self.max_length, "share_prefixes": self.share_prefixes}
+        if self.tokenizer.stop_ids != (self.tokenizer.eos_id,):  # answers of when there was one are found again
+            options["stop_ids"] = self.tokenizer.stop_ids
+        return fingerprint(self.model, self.tokenizer, **options)
 
     @property
     def device(self) -> torch.device:

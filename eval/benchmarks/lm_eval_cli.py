@@ -111,7 +111,7 @@ class ModelsOwnCache(CachingLM):
 def _identity(lm: LM) -> str:
     """Of a model with weights its weights and settings; of one behind an address its settings."""
     if isinstance(lm, HybridHarness):
-        return lm.identity
+        return hashlib.sha256(f"{lm.identity} {lm.tokenizer.specials}".encode()).hexdigest()
     settings = {name: value for name, value in vars(lm).items() if isinstance(value, str | int | float | bool)}
     told = {name: value for name, value in settings.items() if "batch" not in name and "rank" not in name}
     digest = hashlib.sha256(f"{type(lm).__name__} {sorted(told.items())}".encode())
