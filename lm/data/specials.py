@@ -52,7 +52,7 @@ class Specials:
             return None
         try:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            lists = {name: tuple(found[name]) for name in ("front", "back", "stop_ids")}
-            return cls(**found | lists)
+            lists: dict[str, Any] = {name: tuple(found[name]) for name in ("front", "back", "stop_ids")}
+            return cls(**(found | lists))
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{file}: cannot be read ({error}); convert the checkpoint again") from None
