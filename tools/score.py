@@ -45,7 +45,7 @@ def run_suite(
     run = Run(run_folder)
     if other := [override for override in overrides if not override.startswith("eval.")]:
         raise ConfigError(f"override {other[0]!r}: a finished run has only eval settings to change; use eval.KEY=VALUE")
-    run.recipe = Recipe.load(run.folder / "recipe.yaml", overrides)
+    run.recipe = Recipe.load(run.folder.absolute() / "recipe.yaml", overrides)
     names = dict.fromkeys([*(members_of(suite) if suite else ()), *tasks])
     if not names:
         raise ConfigError("tasks: none given; name tasks or a suite")
