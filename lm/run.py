@@ -49,7 +49,7 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return Recipe.load(self.folder / "recipe.yaml")
+        return Recipe.load(self.folder.absolute() / "recipe.yaml")  # a leading ~ is part of its name
 
     @property
     def metrics_file(self) -> Path:

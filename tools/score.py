@@ -50,7 +50,7 @@ def run_suite(
     run = Run(run_folder)
     if other := [override for override in overrides if not override.startswith("eval.")]:
         raise ConfigError(f"override {other[0]!r}: a finished run has only eval settings to change; use eval.KEY=VALUE")
-    run.recipe = Recipe.load(run.folder / "recipe.yaml", overrides)
+    run.recipe = Recipe.load(run.folder.absolute() / "recipe.yaml", overrides)
     if limit:
         evals = run.recipe.eval
         evals.needles = (evals.needles or NeedlesConfig()).at_most(limit)

@@ -33,7 +33,7 @@ def note_changes(run: Run, step: int) -> list[str]:
 
 
 def _recipe_before(run: Run) -> dict[str, Any]:
-    path = run.folder / "recipe.yaml"
+    path = run.folder.absolute() / "recipe.yaml"
     if not path.is_file():
         return _tree(run.recipe)
     try:
