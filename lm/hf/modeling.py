@@ -143,8 +143,10 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         return loss if n is None else loss * ((kept != IGNORE).sum() / n)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        """Looks at the prompt's mask, given or inferred, once and whole: a chunk of it may end in padding. Makes a cache
-        before a prefill in chunks; else the first call does, as peft's prompts want."""
+        """Looks at the prompt's mask, given or inferred, once and whole: a chunk of it may end in padding.
+
+        Makes a cache before a prefill in chunks; else the first call does, as peft's prompts want.
+        """
         if (mask := model_kwargs.get("attention_mask")) is not None:
             check_ends(mask)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
