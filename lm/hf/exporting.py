@@ -16,6 +16,7 @@ from ..data.tokenizer import Tokenizer
 from ..parts.errors import ConfigError
 from .folders import whole_folder
 from .formats import FAMILIES, choose_format
+from .source import check_float16
 from .streaming import write_safetensors
 from .tokenizer_files import write_tokenizer
 
@@ -77,6 +78,8 @@ def _renamed(model: "HybridLM", family: ModuleType) -> dict[str, Tensor]:
     weights = model.state_dict()
     if model.config.tie_embeddings:
         del weights["lm_head.weight"]
+    for name, tensor in weights.items():
+        check_float16(name, tensor, "the model")
     rows = list(family.tensors(model.config))
     assert {row.name for row in rows} == weights.keys(), "a family's list of tensors is not the model's"
     return {name: part for row in rows for name, part in row.split(weights[row.name]).items()}

@@ -30,7 +30,7 @@ from .families.stacked import SavedTensor, Stacked
 from .folders import check_free, whole_folder
 from .formats import family_of, tensors_of
 from .opening import Shards, open_source
-from .source import ModelSource, Weights, check
+from .source import ModelSource, Weights, check, check_float16
 from .streaming import write_safetensors
 
 
@@ -142,6 +142,7 @@ def _fill(model: ModelConfig, source: Weights, plan: list[Stacked], dtype: torch
     state = net.state_dict()
     for name, tensor in _join(source, plan):
         state[name].copy_(tensor)
+        check_float16(name, state[name], source.path)
     return net.eval()
 
 

@@ -16,6 +16,7 @@ from ..model.block import Block
 from ..parts.errors import CheckpointError, ConfigError
 from ..parts.float32 import Float32Module
 from .configuration import HybridLMConfig, refuse_quantised
+from .source import check_float16
 
 DONE = "_is_hf_initialized"  # transformers' mark on a tensor or a module that has its values
 
@@ -88,8 +89,7 @@ class HybridLMPreTrainedModel(PreTrainedModel):
                 'on one device; use device_map={"": 0}, or max_memory with cpu or disk for what does not fit'
             )
         for name, parameter in model.named_parameters():
-            if parameter.dtype == torch.float16 and not parameter.is_meta and not bool(parameter.isfinite().all()):
-                raise ConfigError(f"dtype: float16 ends at 65504, tensor {name} of {path} does not; use bfloat16")
+            check_float16(name, parameter, path)
         return (model, info) if output_loading_info else model
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..parts.errors import CheckpointError
+from ..parts.errors import CheckpointError, ConfigError
 from .families.stacked import Stacked
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -69,6 +69,12 @@ def check(source: Weights, wanted: Iterable[Stacked]) -> list[Stacked]:
         fix = "restore the config that belongs to these weights"
         raise CheckpointError(f"{source.path}: tensor {_several(extra)} unexpected, {has}; {fix}")
     return plan
+
+
+def check_float16(name: str, tensor: Tensor, where: object) -> None:
+    """Raises ConfigError where float16 has made infinity of a weight."""
+    if tensor.dtype == torch.float16 and not tensor.is_meta and not bool(tensor.isfinite().all()):
+        raise ConfigError(f"dtype: float16 ends at 65504, tensor {name} of {where} does not; use bfloat16 or float32")
 
 
 def _several(names: list[str]) -> str:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, pipeline
 
-from hybridlm.lm.hf import save_pretrained
+from hybridlm.lm.hf import load_pretrained, save_pretrained
 from hybridlm.lm.hf.configuration import HybridLMConfig
 from hybridlm.lm.hf.modeling import HybridLMForCausalLM
 from hybridlm.lm.parts.errors import CheckpointError, ConfigError
@@ -77,6 +77,11 @@ def test_a_weight_that_float16_turns_into_infinity(folder):
     ):
         load(folder, dtype=torch.float16)
     assert load(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match=r"dtype: float16 ends at 65504, tensor norm\.weight of .* use bfloat16"):
+        load_pretrained(folder, dtype=torch.float16)
+    with pytest.raises(ConfigError, match=r"tensor norm\.weight of the model does not"):
+        save_pretrained(load_pretrained(folder).half(), folder.parent / "half")
+    assert not (folder.parent / "half").exists()
 
 
 @pytest.mark.parametrize("name", ["model.embed.weight", "model.blocks.0.mixer.A_log"])

@@ -49,7 +49,8 @@ def trained(folder: Path, **how) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
 
 
-def assert_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], bound: float = 1e-4) -> None:
+def assert_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], bound: float = 1e-3) -> None:
+    """By how they moved: a small difference of float32 weights has lost digits, a wrong mean is off by far more."""
     start = small().state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

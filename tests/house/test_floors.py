@@ -23,7 +23,7 @@ FLOORS = (
 """From the lowest to the highest."""
 ALONE = {"lm/run.py": "lm/data", "lm/__init__.py": "lm/model"}
 """Files beside the floors' folders, and the floor that they belong to."""
-CIRCLES = [("lm/hf/configuration.py", "lm/hf/modeling.py", "lm/hf/register.py")]
+CIRCLES = [("lm/hf/configuration.py", "lm/hf/modeling.py", "lm/hf/pretrained.py", "lm/hf/register.py")]
 """transformers' registration: a configuration class names its model, and a model its configuration."""
 
 # Still to be mended; what is mended must leave this list.
