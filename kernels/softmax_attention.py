@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .shared.sequences import Sequences
+from .shared.sequences import HOST, Sequences
 
 
 def causal_attention(
@@ -105,8 +105,8 @@ def _by_length(sequences: Sequences, device: torch.device) -> list[_Group]:
             members[_round_up(length)].append((start, length))
     groups = []
     for T, group in members.items():
-        start, length = torch.tensor(group).T
-        position = torch.arange(T)
+        start, length = torch.tensor(group, device=HOST).T
+        position = torch.arange(T, device=HOST)
         real = position < length[:, None]
         token = (start[:, None] + position).where(real, start[:, None])
         groups.append(_Group(*(x.to(device) for x in (token, real.flatten().nonzero().squeeze(1), token[real]))))

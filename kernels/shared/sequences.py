@@ -21,6 +21,9 @@ from .made_once import made_once
 
 T = TypeVar("T")
 
+HOST = torch.device("cpu")
+"""Where tables are made: whatever torch.device() is around the first call that needs one, it serves all."""
+
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # cu_seqlens -> its version and Sequences
 
 
@@ -225,11 +228,11 @@ def _chunks(sequences: Sequences, size: int, device: torch.device) -> Chunks:
     order = sorted(range(n), key=lambda i: -lengths[i])
     n_chunks = [-(-lengths[i] // size) for i in order]
     active = tuple(sum(count > j for count in n_chunks) for j in range(n_steps))
-    begin = torch.tensor([sequences.starts[i] for i in order])
-    end = torch.tensor([sequences.starts[i + 1] for i in order])
-    step = torch.repeat_interleave(torch.arange(n_steps), torch.tensor(active))  # [rows]
-    member = torch.cat([torch.arange(count) for count in active])
-    token = (begin[member] + step * size)[:, None] + torch.arange(size)
+    begin = torch.tensor([sequences.starts[i] for i in order], device=HOST)
+    end = torch.tensor([sequences.starts[i + 1] for i in order], device=HOST)
+    step = torch.arange(n_steps, device=HOST).repeat_interleave(torch.tensor(active, device=HOST))  # [rows]
+    member = torch.cat([torch.arange(count, device=HOST) for count in active])
+    token = (begin[member] + step * size)[:, None] + torch.arange(size, device=HOST)
     real = token < end[member, None]
     slot = real.flatten().nonzero().squeeze(1)
     filled = tuple(itertools.accumulate(real.sum(1).tolist(), initial=0))

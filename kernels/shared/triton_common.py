@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from .sequences import Sequences
+from .sequences import HOST, Sequences
 
 if knobs.runtime.interpret:
     from .triton_interpreter import install
@@ -53,7 +53,7 @@ def _tables(sequences: Sequences, size: int, device: torch.device) -> Tables:
         rows.append((token, length, len(chunks)))
         chunks.extend((token + i, min(size, length - i)) for i in range(0, length, size))
         token += length
-    on_device = [torch.tensor(x, dtype=torch.int32).to(device) for x in (rows, chunks)]
+    on_device = [torch.tensor(x, dtype=torch.int32, device=HOST).to(device) for x in (rows, chunks)]
     return Tables(on_device[0], on_device[1], len(rows), len(chunks), size)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.shared.sequences import Sequences
-from ..mixers import MIXERS, Mixer
+from ..mixers import MIXERS, Mixed, Mixer
 from ..mixers.attention.attention import Attention
 from ..parts.context import Context
 from ..parts.linear import is_plain, project
@@ -165,6 +165,11 @@ class HybridLM(nn.Module):
                     entered.append(x if real is None else _spread(x, real))
                     x = entered[-1] if real is None else entered[-1][real][None]
                 mixed = block(x, sequences, state, *own)
+                if not isinstance(mixed, Mixed):
+                    raise TypeError(
+                        f"block {i} returned a {type(mixed).__name__}; allowed: its Mixed, auxiliary losses included; "
+                        "torch.utils.checkpoint keeps it with use_reentrant=False"
+                    )
                 x = mixed.y
                 for name, loss in mixed.losses.items():
                     losses[name] = losses[name] + loss if name in losses else loss

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.shared.made_once import made_once
-from ...kernels.shared.sequences import Sequences, tracing
-
-CPU = torch.device("cpu")
+from ...kernels.shared.sequences import HOST, Sequences, tracing
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class Context(Sequences):
     """
 
     past: tuple[int, ...] = ()
-    device: torch.device = CPU
+    device: torch.device = HOST
 
     @classmethod
     def dense(cls, n: int, T: int, past: Ints[int] | None, device: torch.device) -> "Context":
@@ -56,8 +54,8 @@ class Context(Sequences):
                 past = torch.tensor(self.past if self.same_past is None else self.past[:1], device=self.device)
                 return past[:, None] + torch.arange(self.tokens, device=self.device)
             offset = [before - start for before, start in zip(self.past, self.starts, strict=False)]
-            repeats = torch.tensor(self.lengths)
-            own = torch.repeat_interleave(torch.tensor(offset), repeats) + torch.arange(self.tokens)
+            repeats = torch.tensor(self.lengths, device=HOST)
+            own = torch.tensor(offset, device=HOST).repeat_interleave(repeats) + torch.arange(self.tokens, device=HOST)
             return own[None].to(self.device)
 
     @made_once

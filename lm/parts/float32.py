@@ -23,7 +23,7 @@ class Float32Module(nn.Module):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         kept = {name: self._parameters[name] for name in self.float32_parameters}
-        old = {name: (p.data, p.grad) for name, p in kept.items() if p is not None}
+        old = {name: (p.data, None if p.grad is None else p.grad.data) for name, p in kept.items() if p is not None}
         super()._apply(fn, recurse)
         for name, (data, grad) in old.items():
             parameter = self._parameters[name]

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...kernels.shared.sequences import tracing
+from ...kernels.shared.sequences import HOST, tracing
 from .context import Context
 from .rope_config import RopeConfig
 
@@ -14,7 +14,7 @@ from .rope_config import RopeConfig
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
     """Angles per token [config.width(head_dim) / 2], float32."""
     head_dim = config.width(head_dim)
-    freq = 1.0 / config.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    freq = 1.0 / config.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=HOST) / head_dim)
     if config.scaling == "none":
         return freq
     if config.scaling == "linear":
@@ -38,7 +38,7 @@ def _yarn_kept(config: RopeConfig, head_dim: int) -> Tensor:
     if config.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / max(high - low, 1e-3)
+    ramp = (torch.arange(head_dim // 2, dtype=torch.float32, device=HOST) - low) / max(high - low, 1e-3)
     return 1 - ramp.clamp(0, 1)
 
 

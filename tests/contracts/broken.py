@@ -347,6 +347,18 @@ class DecaysInLowPrecision(LeakyMemory):
         return y, end.to(h.dtype)
 
 
+# contract 13: modes
+
+
+class KeepsItsPositions(LeakyMemory):
+    """A table that is made once, in whatever mode the first call is."""
+
+    def rate(self) -> Tensor:
+        if "ones" not in vars(self):
+            self.ones = torch.ones(1)
+        return self.log_rate.exp() * self.ones
+
+
 # contract 12: initialisation
 
 

@@ -3,11 +3,13 @@
 Positions count within a sequence. Everything that depends on positions alone is made once for all layers of a call.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ....kernels.shared.sequences import HOST
 from ....kernels.softmax_attention import causal_attention, grouped_attention
 from ...parts.context import Context
 from .options import AttentionConfig
@@ -94,6 +96,10 @@ def visible_of(options: AttentionConfig) -> Causal:
     return Causal() if options.window is None else SlidingWindow(options.window)
 
 
+def _on_host(numbers: Sequence[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=HOST)
+
+
 class _Kept(NamedTuple):
     """Where the tokens of a call go that have a slot: those that will not be overwritten within the call."""
 
@@ -104,10 +110,10 @@ class _Kept(NamedTuple):
 
 
 def _kept(sequences: Context, window: int | None) -> _Kept:
-    lengths, past = torch.tensor(sequences.lengths), torch.tensor(sequences.past)
-    row = torch.repeat_interleave(torch.arange(len(sequences)), lengths)
-    start = torch.tensor(sequences.starts[: len(sequences)])
-    position = torch.arange(len(row)) - start[row] + past[row]
+    lengths, past = _on_host(sequences.lengths), _on_host(sequences.past)
+    row = _on_host(range(len(sequences))).repeat_interleave(lengths)
+    start = _on_host(sequences.starts[: len(sequences)])
+    position = torch.arange(len(row), device=HOST) - start[row] + past[row]
     end = max((a + b for a, b in zip(sequences.past, sequences.lengths, strict=True)), default=0)
     if window is None:
         return _Kept(None, row.to(sequences.device), position.to(sequences.device), end)
@@ -139,8 +145,8 @@ def _rows(sequences: Context) -> _Rows:
     if not sequences.packed:
         return _Rows(sequences.positions.expand(len(sequences), -1), None)
     width = sequences.longest
-    lengths, past = torch.tensor(sequences.lengths)[:, None], torch.tensor(sequences.past)[:, None]
-    column = torch.arange(width)
+    lengths, past = _on_host(sequences.lengths)[:, None], _on_host(sequences.past)[:, None]
+    column = torch.arange(width, device=HOST)
     filled = column < lengths
     position = torch.where(filled, past + column, -1)
     return _Rows(position.to(sequences.device), filled.flatten().nonzero().squeeze(1).to(sequences.device))
