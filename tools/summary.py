@@ -123,7 +123,9 @@ def check_memory(recipe: Recipe) -> None:
         for name, stage in (("moments", 1), ("gradients", 2), ("weights", 3))
     }
     width = 2 if train.precision == "bf16" else 4
-    needed["activations"] = width * train.micro_batch * config.context * config.n_layers * config.d_model
+    needed["activations"] = (
+        width * train.sequences_per_forward(processes) * config.context * config.n_layers * config.d_model
+    )
     there = machine_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if (total := sum(needed.values())) > there:
         parts = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in needed.items())

@@ -53,7 +53,7 @@ def split_windows(
     windows = []
     start = len(context)
     while start < len(tokens):
-        head = tuple(front) if front or start else (prefix_id,)
+        head = tuple(front) or (() if start or prefix_id is None else (prefix_id,))
         room = max_length + 1 - len(head)  # tokens of a window behind its head: the last one is not an input
         stop = min(len(tokens), start + room - (start > 0))
         windows.append(Window((*head, *tokens[max(0, stop - room) : start]), tokens[start:stop]))
