@@ -44,13 +44,8 @@ def pretrain(recipe: Recipe, console: Console, folder: Path | None = None) -> Ru
         if asked:
             on_main(lambda: prepare_all(asked, weightless(recipe.model), console))
         trainer = Trainer(recipe, prepared, run, console, hooks(recipe, asked, run.folder / "eval"))
-        parameters = sum(p.numel() for p in trainer.model.parameters())
-        console.print(
-            f"{recipe.name}: {describe(recipe.model.layer_specs())} | {parameters / 1e6:.2f} M parameters | "
-            f"{trainer.engine.world_size} process(es) on {trainer.engine.device} | {recipe.train.precision} | "
-            f"ready after {time.perf_counter() - started:.1f} s",
-            highlight=False,
-        )
+        if trainer.engine.is_main:
+            _announce(recipe, trainer, time.perf_counter() - started, console)
         if trainer.step < recipe.train.steps:
             on_main(lambda: _begin(run, trainer.step, tokenizer, console))
         else:
@@ -69,6 +64,16 @@ def _asked_with(run: Run, packed_with: Tokenizer) -> Tokenizer:
     if begun and (kept := run.tokenizer()).fingerprint == packed_with.fingerprint:
         return kept
     return packed_with
+
+
+def _announce(recipe: Recipe, trainer: Trainer, seconds: float, console: Console) -> None:
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    console.print(
+        f"{recipe.name}: {describe(recipe.model.layer_specs())} | {parameters / 1e6:.2f} M parameters | "
+        f"{trainer.engine.world_size} process(es) on {trainer.engine.device} | {recipe.train.precision} | "
+        f"ready after {seconds:.1f} s",
+        highlight=False,
+    )
 
 
 def _begin(run: Run, step: int, tokenizer: Tokenizer, console: Console) -> None:
