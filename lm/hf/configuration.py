@@ -81,7 +81,7 @@ class HybridLMConfig(PretrainedConfig):
     def num_attention_heads(self) -> int:
         """Those of the first attention layer, else of the first layer that has heads, else 1."""
         specs = sorted(self.model_config().layer_specs(), key=lambda spec: spec.mixer != "attention")
-        return next((spec.options.n_heads for spec in specs if hasattr(spec.options, "n_heads")), 1)
+        return next((n for spec in specs if (n := getattr(spec.options, "n_heads", None))), 1)
 
     @property
     def num_hidden_layers(self) -> int:

@@ -24,7 +24,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
     """The model without its head, `AutoModel`: what the head would read, as last_hidden_state."""
 
     _tied_weights_keys = None
-    _keys_to_ignore_on_load_unexpected = ("^model.lm_head.weight$",)
+    _keys_to_ignore_on_load_unexpected = [r"^model\.lm_head\.weight$"]  # noqa: RUF012  the base class's declaration
 
     def __init__(self, config: HybridLMConfig):
         super().__init__(config)
@@ -112,10 +112,9 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         shift_labels = kwargs.pop("shift_labels", None)
         if unknown := kwargs.keys() - PASSED_ON:
             raise TypeError(f"{', '.join(sorted(unknown))}: unknown to HybridLMForCausalLM.forward; leave it out")
-        loss = None
-        if labels is not None or shift_labels is not None:
-            targets = _next(labels, ran.mask) if shift_labels is None else shift_labels
-            loss = self._loss(ran, targets, num_items_in_batch)
+        if shift_labels is None and labels is not None:
+            shift_labels = _next(labels, ran.mask)
+        loss = None if shift_labels is None else self._loss(ran, shift_labels, num_items_in_batch)
         columns = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         result = CausalLMOutputWithPast(
             loss=loss,
@@ -149,7 +148,7 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         """
         if (mask := model_kwargs.get("attention_mask")) is not None:
             check_ends(mask)
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        cast(Any, super())._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         if generation_config.prefill_chunk_size is not None and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = HybridLMCache()
 
