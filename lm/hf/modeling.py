@@ -24,7 +24,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
     """The model without its head, `AutoModel`: what the head would read, as last_hidden_state."""
 
     _tied_weights_keys = None
-    _keys_to_ignore_on_load_unexpected = ["^model.lm_head.weight$"]  # noqa: RUF012  as the base class declares it
+    _keys_to_ignore_on_load_unexpected = [r"^model\.lm_head\.weight$"]  # noqa: RUF012  the base class's declaration
 
     def __init__(self, config: HybridLMConfig):
         super().__init__(config)
@@ -112,8 +112,9 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         shift_labels = kwargs.pop("shift_labels", None)
         if unknown := kwargs.keys() - PASSED_ON:
             raise TypeError(f"{', '.join(sorted(unknown))}: unknown to HybridLMForCausalLM.forward; leave it out")
-        targets = _next(labels, ran.mask) if shift_labels is None and labels is not None else shift_labels
-        loss = None if targets is None else self._loss(ran, targets, num_items_in_batch)
+        if shift_labels is None and labels is not None:
+            shift_labels = _next(labels, ran.mask)
+        loss = None if shift_labels is None else self._loss(ran, shift_labels, num_items_in_batch)
         columns = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         result = CausalLMOutputWithPast(
             loss=loss,
