@@ -174,7 +174,7 @@ class HybridLM(nn.Module):
                 for name, loss in mixed.losses.items():
                     losses[name] = losses[name] + loss if name in losses else loss
                 if mixed.stats:
-                    stats[i] = mixed.stats
+                    stats[i] = dict(mixed.stats)
         x = self.norm(x)
         scores = self.head(x) if logits else None
         loss = None

@@ -64,7 +64,7 @@ class LeakyMemory(Mixer):
 
     def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """v [T, D], h [D] -> memories [T, D] and the last one [D]."""
-        t = torch.arange(len(v))
+        t = torch.arange(len(v), device=v.device)
         age = (t[:, None] - t).clamp(min=0)
         decay = (-self.rate() * age).exp().tril()  # [T, T]
         y = decay.to(h.dtype) @ v.to(h.dtype) + (-self.rate() * (t + 1)[:, None]).exp() * h

@@ -29,13 +29,13 @@ def forget() -> None:
 
 def check_mode(build: Build, mode: str) -> None:
     """Rows, documents, padding and a cache, first seen in the mode, then trained on outside of it, then seen again."""
-    model, rows, documents = build(), tokens(2, T), tokens(1, sum(LENGTHS))
+    model, other, rows, documents = build(), build(), tokens(2, T), tokens(1, sum(LENGTHS))
     packed = Sequences.documents(LENGTHS)
     mask = torch.ones_like(rows)
     mask[0, :5] = 0
     forget()
-    expected = _trained(model, rows, documents, Sequences.documents(LENGTHS))
-    stepped = scores(model, rows[:, :3], cache=model(rows[:, 3:], cache=True).cache)
+    expected = _trained(other, rows, documents, Sequences.documents(LENGTHS))
+    stepped = scores(other, rows[:, :3], cache=other(rows[:, 3:], cache=True).cache)
     forget()
     with torch.no_grad(), MODES[mode]():
         model(rows)
