@@ -73,9 +73,9 @@ class Preparation:
         """Whether some source is packed otherwise in the other form."""
         if any(self._key(source) != other._key(source) for source in self._sources()):
             return True
-        mine, its = self._tokenizer(), other._tokenizer()
-        if mine is None or its is None:
-            return True
+        if self.data.tokenizer.kind == "train":
+            return False
+        mine, its = self._given_tokenizer(), other._given_tokenizer()
         return any(self._target(source, mine) != other._target(source, its) for source in self._sources())
 
     def _sources(self) -> "Iterator[SourceConfig]":
@@ -135,6 +135,9 @@ class Preparation:
         if self.data.tokenizer.kind == "train":
             target = self._trained()
             return Tokenizer.load(target) if (target / "tokenizer.model").is_file() else None
+        return self._given_tokenizer()
+
+    def _given_tokenizer(self) -> Tokenizer:
         special_text = "control" if self.old else self.data.tokenizer.special_text
         tokenizer = Tokenizer.load(self._given() or str(self.data.tokenizer.path)).for_training(special_text)
         if tokenizer.vocab_size > self.vocab_size:

@@ -50,7 +50,7 @@ class BaseModelConfig(Strict):
     zero_centered_norms: bool = False
     """Norms of the residual stream, of queries and of keys multiply by 1 + weight, the weight starting at 0."""
     tie_embeddings: bool = True
-    logit_softcap: float | None = Field(default=None, ge=1, le=1e4, description="logits become c * tanh(logits / c)")
+    logit_softcap: float | None = Field(default=None, ge=0.1, le=1e4, description="logits become c * tanh(logits / c)")
     z_loss: float = Field(default=0.0, ge=0, le=1, description="weight of mean(logsumexp(logits)^2)")
     init_std: float | None = Field(
         default=None, ge=1e-6, le=1, description="default 0.02 * sqrt(512 / d_model), at most 0.04"

@@ -38,8 +38,6 @@ class Recipe(Strict):
     def _parts_fit(self) -> Self:
         if self.eval.every and self.train.zero_stage == 3:
             raise ValueError("eval.every: needs whole weights in one process; use train.zero_stage=2 or eval.every=0")
-        if "{" in self.train.out.replace("{name}", ""):
-            raise ValueError(f"train.out: {brief(self.train.out)} has a brace; {{name}} is the one that is filled in")
         return self
 
     @classmethod

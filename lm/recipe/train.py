@@ -27,7 +27,7 @@ class OptimConfig(Strict):
 
     lr: LearningRate = 3e-3
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, ge=1e-20, le=1)
+    eps: float = Field(default=1e-8, ge=1e-20, le=1e6)
     weight_decay: float = Field(default=0.1, ge=0, le=1)
     clip: float = Field(default=1.0, ge=0, le=1e6, description="global gradient norm; 0 switches clipping off")
     schedule: ScheduleConfig = ScheduleConfig()

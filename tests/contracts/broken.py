@@ -337,6 +337,9 @@ class RoundsItsSharedRates(LeakyMemory):
 class DecaysInLowPrecision(LeakyMemory):
     """exp(-r) is rounded to bfloat16 when the activations are: decays near 1 become 1."""
 
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.log_rate, -6.5)
+
     def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         y, end = h, h
         outs = []

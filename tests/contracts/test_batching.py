@@ -44,10 +44,11 @@ def check_packed_logits_and_gradients(build: Build) -> None:
 
 @torch.no_grad()
 def check_packed_loss(build: Build) -> None:
-    model, docs = build(), documents(LENGTHS)
-    ids, cu_seqlens = torch.cat(docs, 1), bounds(LENGTHS)
+    lengths = [*LENGTHS, *[1, 2] * 20]  # as many ends, which are no targets, as to show in the mean
+    model, docs = build(), documents(lengths)
+    ids, cu_seqlens = torch.cat(docs, 1), bounds(lengths)
     nll = [F.cross_entropy(scores(model, d)[0, :-1], d[0, 1:], reduction="sum") for d in docs if d.shape[1] > 1]
-    expected = torch.stack(nll).sum() / sum(n - 1 for n in LENGTHS)
+    expected = torch.stack(nll).sum() / sum(n - 1 for n in lengths)
     for logits in (True, False):
         output = model(ids, labels=ids, cu_seqlens=cu_seqlens, logits=logits)
         auxiliary = sum(output.aux_losses.values())

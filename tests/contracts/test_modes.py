@@ -46,7 +46,7 @@ def check_mode(build: Build, mode: str) -> None:
     found = _trained(model, rows, documents, packed)
     assert_same_gradients(found, expected, FORWARD)
     after = scores(model, rows[:, :3], cache=cache)
-    assert_close(after, stepped, 2e-2 if mode == "autocast" else FORWARD, f"a cache filled under {mode}")
+    assert_close(after, stepped, 5e-2 if mode == "autocast" else FORWARD, f"a cache filled under {mode}")
 
 
 def _trained(model, rows, documents, packed) -> dict[str, torch.Tensor]:

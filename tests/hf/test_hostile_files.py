@@ -106,6 +106,7 @@ def test_what_is_no_file_at_all(tmp_path, within_seconds):
                     string(f"llama.{key}") + struct.pack("<II", 4, 0)
                     for key in ("attention.head_count_kv", "context_length")
                 ),
+                string("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, 1e-5),
             ],
             "token_embd.weight is missing",
         ),

@@ -128,9 +128,9 @@ def test_description_folds_repeats():
         ({"pattern": ["atention"]}, "layers: unknown mixer 'atention'; did you mean 'attention'?"),
         (
             {"ratio": {"attention": 0}},
-            "ratio: {'attention': 0} is impossible; every share is a whole number of at least 1",
+            "ratio.attention: Input should be greater than or equal to 1, got 0",
         ),
-        ({"ratio": {}}, "ratio: {} is impossible; every share is a whole number of at least 1"),
+        ({"ratio": {}}, "ratio: Dictionary should have at least 1 item after validation, not 0, got {}"),
         (
             {"pattern": [{"attention": {}, "gated_deltanet": {}}]},
             "layers: {'attention': {}, 'gated_deltanet': {}} is not one layer; write a name or {name: {option: value}}",

@@ -109,7 +109,7 @@ def test_numbers_are_finite(base, field, value):
             "model.ratio={attention: 1000000000, gla: 1}",
             "model.ratio.attention: Input should be less than or equal to 512, got 1000000000",
         ),
-        ("model.logit_softcap=1e-30", "model.logit_softcap: Input should be greater than or equal to 1, got 1e-30"),
+        ("model.logit_softcap=1e-30", "model.logit_softcap: Input should be greater than or equal to 0.1, got 1e-30"),
         ("model.norm_eps=1e-50", "model.norm_eps: Input should be greater than or equal to 1e-12, got 1e-50"),
         ("model.attention.rope.theta=0.5", "model.attention.rope.theta: Input should be greater than 1, got 0.5"),
         (
@@ -119,8 +119,6 @@ def test_numbers_are_finite(base, field, value):
         ("eval.needles={depths: [1.5]}", "eval.needles.depths.0: Input should be less than"),
         ("train.out=''", "train.out: an empty path; give a file or a folder"),
         ("train.out=~nobody-of-that-name/x", "nobody has that home folder; write the path out"),
-        ("train.out='runs/{nam}'", "train.out: 'runs/{nam}' has a brace; {name} is the one that is filled in"),
-        ("train.out='runs/{name.__class__}'", "has a brace; {name} is the one that is filled in"),
     ],
 )
 def test_values_that_would_train_into_nonsense(base, override, message):

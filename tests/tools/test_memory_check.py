@@ -10,7 +10,11 @@ from hybridlm.tools.summary import check_memory
 
 @pytest.mark.parametrize(
     "overrides",
-    [["model.d_model=1048576"], ["model.vocab_size=16777216", "model.d_model=65536"], ["train.micro_batch=1000000000"]],
+    [
+        ["model.d_model=1048576"],
+        ["model.vocab_size=16777216", "model.d_model=65536"],
+        ["train.batch=1000000000", "train.micro_batch=1000000000"],
+    ],
     ids=["wide", "many words", "large batch"],
 )
 def test_what_the_machine_has_no_memory_for_is_one_line(overrides):
@@ -30,7 +34,8 @@ def test_the_bound_is_what_cannot_be_done_without(processes, stage, bytes_per_pa
     recipe = Recipe.load("demo", [*given, "train.precision=bf16"])
     # embedding 4096 x 256, q k v o 4 x 256^2, FFN 3 x 256 x 704, three norms; the layer's input in bfloat16
     n = 4096 * 256 + 4 * 256**2 + 3 * 256 * 704 + 3 * 256
-    needed = bytes_per_parameter * n + 2 * recipe.train.micro_batch * 512 * 256
+    rows = recipe.train.sequences_per_forward(processes)
+    needed = bytes_per_parameter * n + 2 * rows * 512 * 256
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setattr(summary, "machine_bytes", lambda device: needed)
     check_memory(recipe)
