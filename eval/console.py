@@ -7,15 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from ..lm.parts.terminal import shown
 
 
 @contextlib.contextmanager
 def stage(console: Console, what: str) -> Iterator[None]:
     """Say what is being done and, when it is over, how long it took."""
     started = time.perf_counter()
-    console.print(f"{what} ...", highlight=False)
+    console.print(f"{what} ...", highlight=False, markup=False)
     yield
-    console.print(f"{what}: {time.perf_counter() - started:.1f} s", highlight=False)
+    console.print(f"{what}: {time.perf_counter() - started:.1f} s", highlight=False, markup=False)
 
 
 def si(value: float) -> str:
@@ -48,10 +51,12 @@ def _in_a_row(cell: str) -> str:
 
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """The same on a terminal, without lines between the columns."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    """The same on a terminal, without lines between the columns; no cell is markup or obeyed, on any console."""
+    table = Table(title=Text(shown(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for i, column in enumerate(header):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)  # a name is never cut off
+        table.add_column(
+            Text(shown(column)), justify="right" if i else "left", no_wrap=not i
+        )  # a name is never cut off
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(shown(cell)) for cell in row))
     return table

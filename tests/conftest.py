@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,12 @@ settings.register_profile("search")
 settings.load_profile("fixed")
 
 WORDS = "the of and to in a that is was he for it with as his on be at by had not are but from or have an they"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts() -> None:
+    """Ctrl-C interrupts, here and in processes started from here, also where pytest was started in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
