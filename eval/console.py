@@ -52,7 +52,8 @@ def _in_a_row(cell: str) -> str:
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """The same on a terminal, without lines between the columns; no cell is markup or obeyed, on any console."""
-    table = Table(title=Text(shown(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    title_text = Text(shown(title))
+    table = Table(title=title_text, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for i, column in enumerate(header):
         table.add_column(
             Text(shown(column)), justify="right" if i else "left", no_wrap=not i
