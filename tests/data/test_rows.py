@@ -262,8 +262,8 @@ def test_times_of_day_are_compared_as_times_however_a_string_writes_them(jsonl):
         assert texts(jsonl(rows), select={"field": "date", "max": bound}) == [written[0], written[3]], bound
     for value in ("2014-12-31 11:00 UTC", "2014-12-31 around noon"):
         assert message(jsonl([{"text": "x", "date": value}]), select={"field": "date", "min": "2014-12-31T10:00"}) == (
-            f"source 'made': select compares date={value!r} of made/000000000 with '2014-12-31T10:00'; write the bound in "
-            "the field's type"
+            f"source 'made': select compares date={value!r} of made/000000000 with '2014-12-31T10:00'; write the bound "
+            "in the field's type"
         )
         taken = {"field": "date", "min": "2014-12-31 09:00 UTC"}
         assert texts(jsonl([{"text": "x", "date": value}]), select=taken) == ["x"]
