@@ -1,11 +1,16 @@
 """Operators: each a readable reference, a chunk-parallel PyTorch form and, where written, kernels; see `operator`."""
 
-from .backend import BackendUnavailable
-from .gated_delta import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
-from .gated_linear_attention import gated_linear_attention, gated_linear_attention_flops, gated_linear_attention_step
-from .gated_scan import gated_scan, gated_scan_flops, gated_scan_step
-from .operator import Recurrence, available_backends, operators
-from .short_conv import short_conv, short_conv_step
+if __name__ != "kernels":  # transformers looks for another package of this name, and meets this folder from beside it
+    from .backend import BackendUnavailable
+    from .gated_delta import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
+    from .gated_linear_attention import (
+        gated_linear_attention,
+        gated_linear_attention_flops,
+        gated_linear_attention_step,
+    )
+    from .gated_scan import gated_scan, gated_scan_flops, gated_scan_step
+    from .operator import Recurrence, available_backends, operators
+    from .short_conv import short_conv, short_conv_step
 
 __all__ = [
     "BackendUnavailable",

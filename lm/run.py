@@ -7,13 +7,14 @@ import json
 import math
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.files import read_records, write_atomically
 from .parts.errors import CheckpointError, ConfigError
+from .recipe.files import as_override
 from .recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return Recipe.load(self.folder.absolute() / "recipe.yaml")  # a leading ~ is part of its name
+        return recipe_of(self.folder)
 
     @property
     def metrics_file(self) -> Path:
@@ -106,6 +107,21 @@ class Run:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: not readable: {error}; restore it, or move its folder away") from error
+
+
+def recipe_of(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a run folder. That of an import has the tokenizer of its own folder, wherever that was moved."""
+    file = folder.absolute() / "recipe.yaml"  # a leading ~ is part of its name
+    found = Recipe.load(file, overrides)
+    if found.description.startswith(IMPORTED) and found.data.tokenizer.kind == "file" and has_tokenizer(folder):
+        own = as_override("data.tokenizer.path", str(folder.resolve() / "tokenizer"))
+        return Recipe.load(file, [own, *overrides])
+    return found
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a run's folder holds a tokenizer. Its file is written last: a run that is just beginning has none yet."""
+    return any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
 
 
 def checkpoint_steps(folder: Path) -> dict[int, Path]:

@@ -79,6 +79,7 @@ def train(
     """
     from ..lm.parts.errors import ConfigError
     from ..lm.recipe.recipe import Recipe
+    from ..lm.run import recipe_of
 
     given = list(overrides or ())
     if variant is not None:
@@ -88,7 +89,7 @@ def train(
     folder = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else None
     if folder and (other := [override for override in given if override.startswith("train.out=")]):
         raise ConfigError(f"override {other[0]!r}: the run goes on in {str(folder)!r}; leave it out, or give a recipe")
-    loaded = Recipe.load(folder.absolute() / "recipe.yaml" if folder else recipe, given)
+    loaded = recipe_of(folder, given) if folder else Recipe.load(recipe, given)
     if dry_run:
         from .summary import print_summary
 

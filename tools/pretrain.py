@@ -10,10 +10,10 @@ from rich.console import Console
 from ..eval.console import stage
 from ..eval.measurement import hooks, measurements_of, weightless
 from ..lm.data.prepare import prepare
-from ..lm.data.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer
+from ..lm.data.tokenizer import Tokenizer
 from ..lm.recipe.layers import describe
 from ..lm.recipe.recipe import Recipe
-from ..lm.run import Run
+from ..lm.run import Run, has_tokenizer
 from ..lm.train.changes import note_changes
 from ..lm.train.faults import on_main, together
 from ..lm.train.lock import held
@@ -37,7 +37,7 @@ def pretrain(recipe: Recipe, console: Console, folder: Path | None = None) -> Ru
     with together():
         check_memory(recipe)
         with stage(console, f"preparing data of {recipe.name}"):
-            prepared = prepare(recipe)
+            prepared = prepare(recipe, run=run.folder)
         tokenizer = _asked_with(run, prepared.tokenizer)
         asked = measurements_of(recipe, tokenizer)
     with held(run.folder):  # after the data: processes that pack them would inherit the lock
@@ -58,10 +58,7 @@ def pretrain(recipe: Recipe, console: Console, folder: Path | None = None) -> Ru
 
 def _asked_with(run: Run, packed_with: Tokenizer) -> Tokenizer:
     """The tokenizer that prompts are made with: an import that is trained further is asked as it was before."""
-    folder = run.folder / "tokenizer"
-    # the file is written last: a run that another process is just beginning has none yet
-    begun = any((folder / name).is_file() for name in (MODEL_FILE, JSON_FILE))
-    if begun and (kept := run.tokenizer()).fingerprint == packed_with.fingerprint:
+    if has_tokenizer(run.folder) and (kept := run.tokenizer()).fingerprint == packed_with.fingerprint:
         return kept
     return packed_with
 

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "prepare"]
 
 
-def prepare(recipe: "Recipe", *, quiet: bool = False) -> Prepared:
+def prepare(recipe: "Recipe", *, quiet: bool = False, run: Path | None = None) -> Prepared:
     """Fetch, train or load the tokenizer, and pack, below {data.cache}/prepared; what is there already is kept.
 
     What is finished is opened without a lock or a write, and without reading a source's files. Else one of the
-    processes that call this at once does the work and the others wait. Raises ConfigError or DataError, one line each.
+    processes that call this at once does the work and the others wait. run: the folder of the run that is to go on, by
+    default the recipe's. Raises ConfigError or DataError, one line each.
     """
     console = PlainConsole(stderr=True, quiet=quiet)
 
@@ -40,7 +41,7 @@ def prepare(recipe: "Recipe", *, quiet: bool = False) -> Prepared:
     mixture_weights(recipe.data.train, [1] * len(recipe.data.train))  # raises now what it would after hours of packing
     folder = Path(recipe.data.cache).expanduser() / "prepared"
     inventory = Inventory(folder)
-    work = Forms(recipe, inventory, say)
+    work = Forms(recipe, inventory, say, _trained_on(run or recipe.run_folder()))
     found = work.finished() or _made(work, folder, console, say)
     if os.environ.get("RANK", "0") == "0":  # one process of a launch speaks
         for line in _notes(recipe.data, found, inventory):
@@ -51,9 +52,9 @@ def prepare(recipe: "Recipe", *, quiet: bool = False) -> Prepared:
 class Forms:
     """The data in its present form, or in the old one where a run goes on that was trained on that."""
 
-    def __init__(self, recipe: "Recipe", inventory: Inventory, say: Callable[[str], None]):
+    def __init__(self, recipe: "Recipe", inventory: Inventory, say: Callable[[str], None], trained_on: str | None):
         self.new, self.old = (Preparation(recipe, inventory, say, old=old) for old in (False, True))
-        self.trained_on = _trained_on(recipe)
+        self.trained_on = trained_on
 
     def finished(self) -> Prepared | None:
         """What is complete already."""
@@ -75,9 +76,9 @@ class Forms:
         return mixture_fingerprint(found.train, found.weights) == self.trained_on
 
 
-def _trained_on(recipe: "Recipe") -> str | None:
+def _trained_on(run: Path) -> str | None:
     """The fingerprint of the mixture that the run's newest checkpoint was trained on; None of a run that begins."""
-    newest = latest_checkpoint(recipe.run_folder() / "checkpoints")
+    newest = latest_checkpoint(run / "checkpoints")
     if newest is None or not (newest / "state.json").is_file():
         return None
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))

@@ -99,7 +99,7 @@ def _parquet_rows(source: "SourceConfig", path: Path) -> Iterator[dict[str, Any]
             wanted = [name for name in names if name in {*_asked(source), "id"}]
             for batch in file.iter_batches(1000, columns=wanted):
                 yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, OverflowError, pyarrow.ArrowException) as error:  # overflow: a moment that no date holds
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); replace the file") from None
 
 

@@ -1,5 +1,6 @@
 """Which documents a recipe's `select` takes."""
 
+import math
 import re
 from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any
@@ -44,13 +45,17 @@ def selected(document: Document, select: "Select", position: float) -> bool:
 
 
 def field_of(document: Document, field: str) -> Any:
-    """The document's id, or what its metadata holds under this name; ConfigError when there is no such name."""
+    """The document's id, or what its metadata holds under this name; ConfigError when there is no such name.
+
+    NaN, which stands for what is missing where a column is of numbers, is None.
+    """
     if field == "id":
         return document.id
     if field not in document.meta:
         known = ", ".join(sorted({"id", *document.meta}))
         raise ConfigError(f"select.field={field!r} is not in {document.id}; its fields: {known}")
-    return document.meta[field]
+    value = document.meta[field]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _order(value: Any, bound: Any) -> int:
@@ -68,18 +73,27 @@ def named(value: Any, values: list[Any]) -> list[Any]:
 
 
 def _dates(value: date | str, bound: Any) -> tuple[Any, Any]:
-    """Both as text as long as a bound that is a year, month or day; else both as times, or text as it stands."""
+    """Both as text as long as a bound that is a year, month or day, or as a value that is; else both as times, or both
+    as text if neither is a time.
+    """
     if isinstance(bound, str) and CALENDAR.fullmatch(bound):
         return str(value)[: len(bound)], bound
-    if isinstance(value, str):
+    if isinstance(value, str) and CALENDAR.fullmatch(value):
         return value, bound
-    try:
-        return _moment(value), _moment(datetime.fromisoformat(bound))
-    except ValueError:
-        raise TypeError from None  # text that is no date
+    times = _moment(value), _moment(bound)
+    if times == (None, None):
+        return value, bound
+    if None in times:
+        raise TypeError  # as text 2014-12-31T10:00 would come behind all of 2014-12-31 11:00 UTC
+    return times
 
 
-def _moment(value: date) -> datetime:
-    """A point in time; what names no time zone is UTC."""
+def _moment(value: Any) -> datetime | None:
+    """A point in time, None of text that is none; what names no time zone is UTC."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return None
     found = value if isinstance(value, datetime) else datetime.combine(value, time())
     return found if found.tzinfo else found.replace(tzinfo=UTC)

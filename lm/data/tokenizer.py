@@ -74,7 +74,7 @@ class Tokenizer:
 
     front, back: tokens around a prompt: BOS in front for this project's own runs, whatever the source says for an
     imported model. prefix_id: what to score a text behind where nothing is in front. stop_ids: the tokens that end a
-    generated text, eos_id first: those of an imported model's generation_config.json.
+    generated text, eos_id first: those of an imported model's generation_config.json. rows: see `for_rows`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Tokenizer:
         self.vocab_size, self.bos_id, self.eos_id = backend.vocab_size, self.specials.bos_id, self.specials.eos_id
         self.front, self.back = self.specials.front, self.specials.back
         self.prefix_id, self.stop_ids = self.specials.prefix_id, self.specials.stop_ids
-        self._rows = self.vocab_size
+        self.rows = self.vocab_size
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, with nothing added around it."""
@@ -150,22 +150,22 @@ class Tokenizer:
         There are such where a token was added and the embedding not resized.
         """
         limited = copy(self)
-        limited._rows = rows
+        limited.rows = rows
         return limited
 
     def _encode(self, texts: list[str], **how: bool) -> list[list[int]]:
         found = self._backend.encode(texts, **how)
-        if self.vocab_size > self._rows:
+        if self.vocab_size > self.rows:
             for text, ids in zip(texts, found, strict=True):
                 self._check_rows(text, ids)
         return found
 
     def _check_rows(self, text: str, ids: list[int]) -> None:
-        if without := [id for id in ids if id >= self._rows]:
+        if without := [id for id in ids if id >= self.rows]:
             name = self.special_names.get(without[0]) or self.decode(without[:1])
             raise DataError(
                 f"text {text[:40]!r}: has the token {name!r}, number {without[0]}, but the model has rows for "
-                f"{self._rows} of the tokenizer's {self.vocab_size} tokens; take it out of the text"
+                f"{self.rows} of the tokenizer's {self.vocab_size} tokens; take it out of the text"
             )
 
     def stream(self, behind: Iterable[int] = ()) -> "StreamDecoder":

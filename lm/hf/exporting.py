@@ -42,12 +42,12 @@ def save_pretrained(
     tokenizer: one, or the folder with its files, written as AutoTokenizer reads it. max_shard: bytes of weights a file.
 
     Raises ConfigError for an unknown format, a model that `format` cannot describe (naming every option that differs
-    or that it does not know), a tokenizer with more tokens than the model, and a destination that is not free. Nothing
-    is left half-written.
+    or that it does not know), a tokenizer that needs more rows than the model has, and a destination that is not free.
+    Nothing is left half-written.
     """
     path, family = Path(path), FAMILIES[choose_format(model.config, format)]
     loaded = Tokenizer.load(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
-    if loaded is not None and loaded.vocab_size > model.config.vocab_size:
+    if loaded is not None and loaded.rows > model.config.vocab_size:
         raise ConfigError(
             f"tokenizer: has {loaded.vocab_size} tokens and the model {model.config.vocab_size}; give the one that the "
             "model was trained with"

@@ -4,6 +4,7 @@ llama.cpp rotates neighbouring channels where transformers rotates the two halve
 architecture hold the rows of q and k interleaved; reading undoes that.
 """
 
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from ..data.fast import template
-from ..data.tokenizer import JSON_FILE
+from ..data.tokenizer import GENERATION_FILE, JSON_FILE
 from ..parts.errors import CheckpointError, ConfigError, UserError, brief
 from .gguf_header import check_header
 from .source import Stored
@@ -52,6 +53,8 @@ SIZES = {
 EPSILON, KEY_HEADS = "attention.layer_norm_rms_epsilon", "attention.head_count_kv"
 SPECIAL = 3  # tokenizer.ggml.token_type of a control token
 USER_DEFINED = 4
+# what ends a turn or a message, behind what ends a text: llama.cpp stops at any of them
+ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 # how a text is cut before byte pairs are merged, by tokenizer.ggml.pre
 PRE_TOKENIZERS = {
     "gpt-2": lambda: [pre_tokenizers.ByteLevel(add_prefix_space=False)],
@@ -99,6 +102,8 @@ class GGUF:
         with tempfile.TemporaryDirectory() as files:
             tokenizer.save(str(Path(files) / JSON_FILE))
             write_settings(Path(files), settings)
+            if len(ends := [i for i in map(self._get, ENDS) if i is not None]) > 1:
+                (Path(files) / GENERATION_FILE).write_text(json.dumps({"eos_token_id": ends}))
             copy_tokenizer(Path(files), self.config, folder)
 
     def _others(self) -> list["GGUFReader"]:

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import math
 import zipfile
 from datetime import date, datetime
 from pathlib import Path
@@ -250,3 +251,38 @@ def test_documents_are_held_out_by_date_however_the_date_is_stored(tmp_path, jso
             f"source 'made': select compares day=datetime.date(2013, 1, 5) of made/000000000 with {bound!r}; write the "
             "bound as a date, e.g. 2014-12-31"
         )
+
+
+def test_times_of_day_are_compared_as_times_however_a_string_writes_them(jsonl):
+    """As text a space comes before a T, and 11:00+02:00 after 10:00."""
+    written = ["2014-12-31 09:00:00", "2014-12-31 11:00:00", "2014-12-31T11:00:00Z", "2014-12-31T11:00:00+02:00"]
+    rows = [{"text": one, "date": one} for one in written]
+    for bound in (datetime(2014, 12, 31, 10), "2014-12-31 10:00", "2014-12-31T10:00:00Z", "2014-12-31T11:00+01:00"):
+        assert texts(jsonl(rows), select={"field": "date", "min": bound}) == written[1:3], bound
+        assert texts(jsonl(rows), select={"field": "date", "max": bound}) == [written[0], written[3]], bound
+    for value in ("2014-12-31 11:00 UTC", "2014-12-31 around noon"):
+        assert message(jsonl([{"text": "x", "date": value}]), select={"field": "date", "min": "2014-12-31T10:00"}) == (
+            f"source 'made': select compares date={value!r} of made/000000000 with '2014-12-31T10:00'; write the bound "
+            "in the field's type"
+        )
+        taken = {"field": "date", "min": "2014-12-31 09:00 UTC"}
+        assert texts(jsonl([{"text": "x", "date": value}]), select=taken) == ["x"]
+
+
+def test_nan_is_no_number_that_lies_within_bounds(tmp_path, jsonl):
+    """pandas writes it where a number is missing."""
+    scores = [0.1, math.nan, 0.9]
+    pq.write_table(pa.table({"text": ["low", "none", "high"], "score": scores}), tmp_path / "a.parquet")
+    lines = jsonl([{"text": text, "score": score} for text, score in zip(("low", "none", "high"), scores, strict=True)])
+    for path, kind in ((tmp_path / "a.parquet", "parquet"), (lines, "json")):
+        assert texts(path, format=kind, select={"field": "score", "min": 0.5}) == ["high"]
+        assert texts(path, format=kind, select={"field": "score", "max": 0.5}) == ["low"]
+        assert texts(path, format=kind, select={"field": "score", "exclude": [0]}) == ["low", "none", "high"]
+
+
+def test_a_moment_that_no_date_can_hold_is_one_line(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"], "at": pa.array([2**62], pa.timestamp("us"))}), path)
+    assert message(path, format="parquet", select={"field": "at", "min": "2014"}).startswith(
+        f"source 'made': {path}: cannot be read (date value out of range); "
+    )

@@ -177,6 +177,10 @@ def test_a_run_that_goes_on_keeps_the_split_that_it_was_trained_on(recipe, jsonl
         assert found.train[0].folder == before.train[0].folder
         assert found.valid["v"][0].folder == before.valid["v"][0].folder
         assert ("warning" in capsys.readouterr().err) == (before is old)  # the leak that splits by names had
+    trained_on(fingerprint_of(old))
+    moved = checkpoint.parents[1].rename(tmp_path / "moved")
+    assert prepare(split, quiet=True).train[0].folder == new.train[0].folder
+    assert prepare(split, quiet=True, run=moved).train[0].folder == old.train[0].folder
     trained_on("of other data")
     assert prepare(split, quiet=True).train[0].folder == new.train[0].folder  # and the loader refuses it
 

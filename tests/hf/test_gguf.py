@@ -226,3 +226,13 @@ def test_bos_and_eos_stand_around_prompts_where_the_file_wants_them(tmp_path, ma
     save_pretrained(load_pretrained(run.folder), tmp_path / "out", tokenizer=tokenizer)
     for folder in (run.folder / "tokenizer", tmp_path / "out"):
         assert AutoTokenizer.from_pretrained(folder)("the cat").input_ids == expected
+
+
+def test_a_text_ends_at_the_end_of_a_turn_too_as_in_llama_cpp(tmp_path, make):
+    from transformers import GenerationConfig
+
+    make(metadata={"eot_token_id": 7, "eom_token_id": 9})
+    run = import_checkpoint(tmp_path / "x.gguf", tmp_path / "run")
+    assert run.tokenizer().stop_ids == (1, 7, 9)
+    save_pretrained(load_pretrained(run.folder), tmp_path / "out", tokenizer=run.tokenizer())
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [1, 7, 9]

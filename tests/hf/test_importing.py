@@ -23,6 +23,7 @@ from hybridlm.lm.model.loading import load_run
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.model import ModelConfig
 from hybridlm.lm.recipe.recipe import Recipe
+from hybridlm.lm.run import Run, recipe_of
 from hybridlm.tests.hf.llamas import KINDS, edit_config, ids, save, save_tokenizer
 from hybridlm.tests.oracles import assert_close, relative_rms
 from hybridlm.tools.pretrain import pretrain
@@ -244,6 +245,24 @@ def test_training_goes_on_from_the_weights(tmp_path, tiny_recipe):
     moved = relative_rms(load_run(trained).embed.weight, before.embed.weight)
     assert 0 < moved < 0.1, moved  # two small steps away from the imported weights, not from random ones
     assert [r["step"] for r in trained.metrics() if r["kind"] == "train"] == [1, 2]
+
+
+def test_an_import_that_was_moved_is_trained_with_its_own_tokenizer(tmp_path):
+    """Whether nothing lies where it was, or another import; what is given on the command line counts more."""
+    save(tmp_path / "src")
+    run = import_checkpoint(tmp_path / "src", tmp_path / "run")
+    written = (run.folder / "recipe.yaml").read_text()
+    moved = run.folder.rename(tmp_path / "moved")
+    for found in (Run(moved).recipe, recipe_of(moved, ["train.steps=3"])):
+        assert found.data.tokenizer.path == str(moved / "tokenizer")
+    import_checkpoint(tmp_path / "src", run.folder)
+    assert Run(moved).recipe.data.tokenizer.path == str(moved / "tokenizer")
+    assert Run(run.folder).recipe.to_yaml() == written
+    other = recipe_of(moved, [f"data.tokenizer.path={tmp_path / 'other'}"])
+    assert other.data.tokenizer.path == str(tmp_path / "other")
+    assert recipe_of(moved, ["data.tokenizer={kind: train}"]).data.tokenizer.path is None
+    (moved / "tokenizer" / "tokenizer.json").unlink()  # a recipe that extends it may have begun so far
+    assert Run(moved).recipe.to_yaml() == written
 
 
 def test_a_tokenizer_survives_training(tmp_path):

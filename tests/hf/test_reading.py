@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridlm.eval.benchmarks.harness import HybridHarness
-from hybridlm.lm.hf import load_pretrained
+from hybridlm.lm.hf import load_pretrained, save_pretrained
 from hybridlm.lm.hf.importing import import_checkpoint
 from hybridlm.lm.model.loading import load_run
 from hybridlm.lm.parts.errors import Caution, CheckpointError, ConfigError, DataError
 from hybridlm.tests.hf.llamas import edit_config, save, save_tokenizer
+from hybridlm.tools.export import export_run
 from hybridlm.tools.sample import stream
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -281,6 +283,21 @@ def test_tokens_that_were_added_to_the_tokenizer_alone(tmp_path):
     written: list[str] = []
     stream(run.folder, "the cat", 5, 1.0, 1.0, 0, written.append)
     assert "".join(written).startswith("the cat")
+
+
+def test_tokens_that_were_added_to_the_tokenizer_alone_are_exported_as_they_came(tmp_path):
+    src, dst = tmp_path / "src", tmp_path / "exported"
+    src.mkdir()
+    save(src, vocab_size=added(src, "<pad>", "<tool>"))
+    added(src, "<pad>", "<tool>")
+    with pytest.warns(Caution):
+        run = import_checkpoint(src, tmp_path / "run")
+    export_run(run.folder, dst, "auto", None, Console(quiet=True))
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (src, dst))
+    assert len(after) == len(before) > load_pretrained(dst).config.vocab_size
+    assert after("the <tool>cat<pad>")["input_ids"] == before("the <tool>cat<pad>")["input_ids"]
+    with pytest.raises(ConfigError, match="give the one that the model was trained with"):
+        save_pretrained(load_pretrained(dst), tmp_path / "again", tokenizer=dst)  # nobody says whose it is
 
 
 def test_a_bos_without_a_row_is_refused(tmp_path):

@@ -77,3 +77,18 @@ def test_importing_stays_light(module: str, absent: list[str]):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []
+
+
+def test_a_python_that_starts_in_the_checkout_finds_no_other_package_of_the_name_kernels():
+    """transformers imports a `kernels` if it finds one: twice loaded, our operators would be registered twice."""
+    code = "import sys, kernels; print([name for name in sys.modules if name.startswith('kernels.')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["hybridlm.kernels", "transformers.models.llama.configuration_llama"])
+def test_a_python_that_starts_in_the_checkout_has_transformers_and_our_operators_in_any_order(first):
+    code = f"import hybridlm, {first}, hybridlm.lm.hf.modeling, transformers.models.llama.modeling_llama"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
