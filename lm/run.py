@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.files import read_records, write_atomically
-from .parts.errors import CheckpointError, ConfigError
+from .parts.errors import CheckpointError, ConfigError, DataError
 from .recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class Run:
         """
         newest: dict[tuple[str, int], dict[str, Any]] = {}
         for record in read_records(self.metrics_file):
+            if not {"kind", "step"} <= record.keys():
+                raise DataError(f"{self.metrics_file}: a line has no kind or no step; move it away")
             if record["kind"] == "resumed":
                 newest = {key: old for key, old in newest.items() if old["step"] <= record["step"]}
             else:
