@@ -52,6 +52,11 @@ class Run:
         return Recipe.load(self.folder.absolute() / "recipe.yaml")  # a leading ~ is part of its name
 
     @property
+    def name(self) -> str:
+        """What the folder is called; of `.` too."""
+        return self.folder.name or self.folder.resolve().name
+
+    @property
     def metrics_file(self) -> Path:
         return self.folder / "metrics.jsonl"
 
