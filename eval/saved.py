@@ -21,13 +21,12 @@ class Saved:
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all; missing folders are made.
 
-        A file of something else that was asked is kept beside it, as {name}-1.json and so on.
+        A file of something else that was asked, or that cannot be read, is kept beside it, as {name}-1.json and so on.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and type(self).load(path).asked() != self.asked():
-            numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(1))
-            path.rename(next(free for free in numbered if not free.exists()))
+        if path.is_file() and ((kept := self.kept(path)) is None or kept.asked() != self.asked()):
+            set_aside(path)
         content = {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]  subclasses are dataclasses
         write_atomically(path, to_json(content).encode())
 
@@ -35,6 +34,14 @@ class Saved:
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
         raise NotImplementedError
+
+    @classmethod
+    def kept(cls, path: Path) -> Self | None:
+        """What the file holds; None where this version cannot read it: no new result is lost for an old file."""
+        try:
+            return cls.load(path)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def plot(self, folder: Path) -> Path | None:
         """Draw what there is to see into `folder`, and say where it is; None where there is nothing."""
@@ -46,3 +53,9 @@ class Saved:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         del content["kind"]
         return content
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file to {name}-1.json, or the first number that is free."""
+    numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(1))
+    path.rename(next(free for free in numbered if not free.exists()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.files import read_records, write_atomically
-from .parts.errors import CheckpointError, ConfigError
+from .parts.errors import CheckpointError, ConfigError, DataError
 from .recipe.files import as_override
 from .recipe.recipe import Recipe
 
@@ -53,6 +53,11 @@ class Run:
         return recipe_of(self.folder)
 
     @property
+    def name(self) -> str:
+        """What the folder is called; of `.` too."""
+        return self.folder.name or self.folder.resolve().name
+
+    @property
     def metrics_file(self) -> Path:
         return self.folder / "metrics.jsonl"
 
@@ -67,6 +72,8 @@ class Run:
         """
         newest: dict[tuple[str, int], dict[str, Any]] = {}
         for record in read_records(self.metrics_file):
+            if not {"kind", "step"} <= record.keys():
+                raise DataError(f"{self.metrics_file}: a line has no kind or no step; move it away")
             if record["kind"] == "resumed":
                 newest = {key: old for key, old in newest.items() if old["step"] <= record["step"]}
             else:

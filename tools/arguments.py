@@ -72,7 +72,8 @@ def one_line(error: OSError) -> str:
     """What the system would not do, and to which file."""
     said = " ".join((error.strerror or str(error)).split())[:400]
     fix = "; free some and repeat" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return f"{error.filename or 'disk'}: {said}{fix}"
+    name = error.filename2 or error.filename or "disk"  # of a renaming what it was to become, not the file aside
+    return f"{name}: {said}{fix}"
 
 
 def console():

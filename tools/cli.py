@@ -87,9 +87,11 @@ def train(
         console().print(f"variant {variant}: {shlex.join(chosen)}", highlight=False, markup=False, soft_wrap=True)
         given = [*chosen, *given]
     folder = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else None
-    if folder and (other := [override for override in given if override.startswith("train.out=")]):
-        raise ConfigError(f"override {other[0]!r}: the run goes on in {str(folder)!r}; leave it out, or give a recipe")
     loaded = recipe_of(folder, given) if folder else Recipe.load(recipe, given)
+    if folder and given and loaded.train.out != recipe_of(folder).train.out:
+        raise ConfigError(
+            f"train.out={loaded.train.out!r}: the run goes on in {str(folder)!r}; leave it out, or give a recipe"
+        )
     if dry_run:
         from .summary import print_summary
 

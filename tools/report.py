@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..lm.run import Run
 from .records import rate, smooth, tokens_at, valid_scores
@@ -34,7 +34,7 @@ def _table(runs: list[Run]) -> Table:
             continue
         tail = steps[-20:]
         loss = sum(record["loss"] for record in tail) / len(tail)
-        head = (escape(run.folder.name), str(steps[-1]["step"]), f"{loss:.3f}", f"{rate(steps):,.0f}")
+        head = (Text(run.name), str(steps[-1]["step"]), f"{loss:.3f}", f"{rate(steps):,.0f}")
         rows = [(n, f"{s['loss']:.3f}", f"{s['bits_per_byte']:.3f}") for n, s in valid_scores(run).items()]
         for i, row in enumerate(rows or [("none yet", "", "")]):
             table.add_row(*(head if i == 0 else ("",) * 4), *row)
@@ -57,12 +57,12 @@ def plot_runs(runs: list[Run], target: Path) -> Path:
         tokens = [record["tokens"] / 1e6 for record in steps]
         values = [record["loss"] for record in steps]
         loss.plot(tokens, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
-        loss.plot(tokens, smooth(values), color=f"C{i}", label=f"{run.folder.name}: train")
+        loss.plot(tokens, smooth(values), color=f"C{i}", label=f"{run.name}: train")
         rates.plot(tokens, [record["lr"] for record in steps], color=f"C{i}")
         for marker, name in zip("osv^Dxp*", valid_scores(run), strict=False):
             dots = [r for r in records if r["kind"] == f"valid/{name}"]
             at = [tokens_at(steps, r["step"]) / 1e6 for r in dots]
-            label = f"{run.folder.name}: {name}"
+            label = f"{run.name}: {name}"
             loss.plot(at, [r[f"{name}/loss"] for r in dots], marker, color=f"C{i}", markersize=5, label=label)
     loss.set(ylabel="nats per token")
     loss.grid(alpha=0.3)

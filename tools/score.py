@@ -18,6 +18,9 @@ from ..lm.train.distributed import launched, start_process_group
 from ..lm.train.faults import together
 from .measure import prepare_all, show
 
+SETTINGS = ("needles", "positions", "batch_tokens")
+"""What of a recipe's `eval` section is looked at when names are given."""
+
 
 def run_suite(
     run_folder: Path,
@@ -51,6 +54,11 @@ def run_suite(
     if other := [override for override in overrides if not override.startswith("eval.")]:
         raise ConfigError(f"override {other[0]!r}: a finished run has only eval settings to change; use eval.KEY=VALUE")
     run.recipe = Recipe.load(run.folder.absolute() / "recipe.yaml", overrides)
+    if idle := [override for override in overrides if not override[5:].strip().startswith(SETTINGS)]:
+        raise ConfigError(
+            f"override {idle[0]!r}: is not looked at here; what to score and how much of it is said by --tasks, --suite "
+            f"and --limit, and eval. takes {', '.join(SETTINGS)}"
+        )
     if limit:
         evals = run.recipe.eval
         evals.needles = (evals.needles or NeedlesConfig()).at_most(limit)

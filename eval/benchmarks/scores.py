@@ -15,7 +15,7 @@ from filelock import FileLock
 from rich.table import Table
 
 from ...lm.data.files import to_json, write_atomically
-from ..saved import Saved
+from ..saved import Saved, set_aside
 from ..tasks.gold import bits_per_byte
 from .conditions import Conditions
 
@@ -81,7 +81,9 @@ class Scores(Saved):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock")
         with FileLock(lock):
-            kept = self.load(path) if path.is_file() else None
+            kept = self.kept(path) if path.is_file() else None
+            if path.is_file() and kept is None:
+                set_aside(path)
             scores = self.scores
             if kept and kept.fingerprint == self.fingerprint:
                 scores = [*(old for old in kept.scores if not any(new.replaces(old) for new in self.scores)), *scores]

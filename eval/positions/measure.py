@@ -48,6 +48,7 @@ def measure_positions(model: "HybridLM", stretches: Stretches, reading: Reading,
         bits_per_byte=total / math.log(2) / max(stretches.bytes, 1),
         beyond=int(n_beyond),
         buckets=_buckets(cost, place, reading.buckets, stretches.longest),
+        stride=reading.new_tokens if reading.mode == "sliding" else None,
     )
 
 

@@ -116,9 +116,14 @@ class Reading:
         else:
             check_length(model.config, min(self.window, stretches.longest), self.beyond, "window")
 
+    @property
+    def new_tokens(self) -> int:
+        """Of each window of `sliding`."""
+        return self.stride or max(1, self.window // 2)
+
     def plan(self, n: int, front: bool) -> list[Span]:
         """The windows of a row of n tokens; front: whether all of them start with BOS."""
-        return spans(n, self.mode, self.window, self.stride or max(1, self.window // 2), front)
+        return spans(n, self.mode, self.window, self.new_tokens, front)
 
 
 def modes_of(model: "HybridLM", max_tokens: int) -> list[Mode]:

@@ -24,7 +24,8 @@ class Bucket:
 @dataclass(frozen=True)
 class Curve:
     """One text in one mode. nats: sum of -log p over all tokens. beyond: tokens predicted from more of them than the
-    model's positions were trained for."""
+    model's positions were trained for. stride: new tokens per window of `sliding`; None in other modes and of a curve
+    kept by a version that did not write it down."""
 
     text: str
     mode: Mode
@@ -35,6 +36,12 @@ class Curve:
     bits_per_byte: float
     beyond: int
     buckets: list[Bucket]
+    stride: int | None = None
+
+    @property
+    def how(self) -> str:
+        """In words: sliding 512, 256 new."""
+        return f"{self.mode} {self.window}" + ("" if self.stride is None else f", {self.stride} new")
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Positions(Saved):
         return cls(curves, content["checkpoint"])
 
     def asked(self) -> Any:
-        return [(curve.text, curve.mode, curve.window, curve.tokens) for curve in self.curves]
+        return [(c.text, c.how, [(bucket.start, bucket.end, bucket.n) for bucket in c.buckets]) for c in self.curves]
 
     def values(self) -> dict[str, float]:
         """The numbers to log: bits per byte of each curve, nats per token of its first and last bucket."""
@@ -70,7 +77,7 @@ class Positions(Saved):
         table = Table(title="nats per token by position (± standard error)", title_justify="left")
         table.add_column("positions")
         for curve in self.curves:
-            table.add_column(f"{curve.text}\n{curve.mode} {curve.window}", justify="right")
+            table.add_column(f"{curve.text}\n{curve.how}", justify="right")
         found = [{(b.start, b.end): f"{b.nats:.3f}" + _plus_minus(b) for b in curve.buckets} for curve in self.curves]
         for span in sorted({span for cells in found for span in cells}):
             table.add_row(f"{span[0]}-{span[1] - 1}", *(cells.get(span, "") for cells in found))
@@ -102,7 +109,7 @@ def plot_positions(positions: Positions, path: str | Path) -> Path:
     for curve in positions.curves:
         middle = [(bucket.start + bucket.end) / 2 for bucket in curve.buckets]
         error = [bucket.stderr or 0.0 for bucket in curve.buckets]
-        label = f"{curve.text}, {curve.mode} {curve.window}"
+        label = f"{curve.text}, {curve.how}"
         axes.errorbar(middle, [bucket.nats for bucket in curve.buckets], error, label=label, marker=".", capsize=2)
     axes.set(xlabel="position", ylabel="nats per token")
     axes.grid(alpha=0.3)

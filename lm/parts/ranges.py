@@ -1,7 +1,7 @@
 """Ranges of the numbers and texts that recipes are made of. Wide: what lies outside trains into nonsense or nothing."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -38,6 +38,14 @@ def _named(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_named)]
 """What a file, a folder or a tag is called after."""
+
+
+def each_once(values: Any) -> Any:
+    """As given. Raises ValueError for a list that has a value twice: what is measured twice would count as more."""
+    for value in values if isinstance(values, list) else ():
+        if values.count(value) > 1:
+            raise ValueError(f"{brief(value)} is there twice; give it once")
+    return values
 
 
 def _path(text: str) -> str:

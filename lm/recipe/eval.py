@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ..parts.ranges import LONGEST, MOST
+from ..parts.ranges import LONGEST, MOST, each_once
 from ..parts.strict import Strict
 
 NeedleName = Literal[
@@ -40,6 +40,8 @@ class NeedlesConfig(Strict):
     generate: bool = Field(default=True, description="false: only the likelihood of the right answer, which is faster")
     beyond: Beyond = "run"
 
+    _once = field_validator("tasks", "lengths", "depths")(each_once)
+
     def at_most(self, prompts: int) -> Self:
         """The same with at most so many prompts of each task and length: fewer samples, then fewer depths."""
         depths = self.depths
@@ -68,6 +70,8 @@ class PositionsConfig(Strict):
         default=None, gt=0, le=MOST, description="positions averaged together; default: the window"
     )
     beyond: Beyond = "run"
+
+    _once = field_validator("modes")(each_once)
 
     def at_most(self, blocks: int) -> Self:
         """The same with at most so many stretches of the text."""

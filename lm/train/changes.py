@@ -1,7 +1,7 @@
 """What a resumed run does differently from then on: RUN/changes.jsonl, a line for each key."""
 
-import json
 import time
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,7 +23,7 @@ def note_changes(run: Run, step: int) -> list[str]:
     found = [*differences(_recipe_before(run), _tree(run.recipe), "unset")]
     found = [change for change in found if not change[0].startswith(PLACES)]
     if (before := run.folder / "code.json").is_file():
-        code = differences(json.loads(before.read_text(encoding="utf-8")), code_revision(), "unset")
+        code = differences(_mapping(before), code_revision(), "unset")
         found += [(f"code.{name}", old, new) for name, old, new in code]
     now = time.time()
     records = [{"step": step, "time": now, "key": key, "before": old, "after": new} for key, old, new in found]
@@ -39,7 +39,18 @@ def _recipe_before(run: Run) -> dict[str, Any]:
     try:
         return _tree(Recipe.load(path))
     except ConfigError:  # of an older version, with keys that are no more: the file as it stands
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _mapping(path)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What a file of YAML, of which JSON is a part, says."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: does not say what the run has been so far; restore it, or move it away")
+    return found
 
 
 def _tree(recipe: Recipe) -> dict[str, Any]:

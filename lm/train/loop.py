@@ -107,6 +107,7 @@ class Trainer:
         self.signals = Signals(self.engine.is_main)
         self.skipped = 0
         self.step = self._resume()
+        self.owed = on_main(self._owed)
 
     def run(self) -> None:
         """Train to the last step. A step is saved before it is measured: a measurement that fails loses nothing.
@@ -114,10 +115,9 @@ class Trainer:
         Raises NaNError when the steps are skipped one after the other, Interrupted when a signal came.
         """
         train = self.recipe.train
-        owed = on_main(self._owed)
-        if self.step < train.steps or owed:
+        if self.step < train.steps or self.owed:
             with self.telemetry, self.signals:
-                self._measure(owed)
+                self._measure(self.owed)
                 while self.step < train.steps:
                     sent = self._train_step()
                     last = self.step == train.steps
@@ -133,7 +133,7 @@ class Trainer:
         """The kinds of record that belong to the present step: validation sets, and hooks at all steps but the last."""
         if not self.step:
             return set()
-        last = self.step == self.recipe.train.steps
+        last = self.step >= self.recipe.train.steps  # more where a recipe now asks for fewer than were made
         valid = self.prepared.valid if last or _due(self.step, self.recipe.train.valid_every) else ()
         hooks = (hook for hook in self.hooks if not last and _due(self.step, hook.every))
         return {*(f"valid/{name}" for name in valid), *(f"eval/{hook.name}" for hook in hooks)}
@@ -196,7 +196,7 @@ class Trainer:
 
     def validate(self, names: Collection[str]) -> None:
         """Log the loss and bits per byte of validation sets: of `valid_batches` of each, of all of it at the end."""
-        limit = None if self.step == self.recipe.train.steps else self.recipe.train.valid_batches
+        limit = None if self.step >= self.recipe.train.steps else self.recipe.train.valid_batches
         for name, datasets in self.prepared.valid.items():
             if name in names:
                 self.telemetry.valid(self.step, name, self._score(datasets, limit))

@@ -236,3 +236,20 @@ def test_results_are_kept_shown_and_drawn(hybrid, tokenizer, tmp_path):
     assert plot_positions(positions, tmp_path / "b.svg").stat().st_size > 3000
     assert positions.plot(tmp_path) == tmp_path / "positions.png"
     assert (tmp_path / "positions.png").stat().st_size > 3000
+
+
+def test_curves_that_differ_in_how_they_were_taken_do_not_replace_each_other(hybrid, tokenizer, tmp_path):
+    def curve(blocks: int, stride: int, buckets: int = 40) -> Positions:
+        stretches = Stretches.cut(tokenizer, TEXT, max_tokens=96 // blocks, blocks=blocks, name="prose")
+        return Positions([measure_positions(hybrid, stretches, Reading("sliding", 16, buckets, stride))])
+
+    path = tmp_path / "positions.json"
+    for taken in (curve(1, 8), curve(1, 4), curve(2, 4), curve(2, 4, buckets=20), curve(2, 4, buckets=20)):
+        taken.save(path)
+    kept = {file.name: Positions.load(file).curves[0] for file in tmp_path.iterdir()}
+    assert {name: (one.how, one.tokens, len(one.buckets)) for name, one in kept.items()} == {
+        "positions-1.json": ("sliding 16, 8 new", 96, 3),
+        "positions-2.json": ("sliding 16, 4 new", 96, 3),
+        "positions-3.json": ("sliding 16, 4 new", 96, 2),
+        "positions.json": ("sliding 16, 4 new", 96, 3),
+    }

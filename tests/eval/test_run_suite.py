@@ -233,6 +233,24 @@ def test_a_result_of_other_questions_is_kept_beside_the_one_before(tmp_path):
     assert _newest_evaluations(tmp_path)["token_probes"]["slices"][0]["n"] == 4
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "tasks"}', '{"kind": "tasks", "scores": [{"task": "piqa"}]}'])
+@pytest.mark.parametrize(
+    ("kind", "new"), [(TokenProbes, TokenProbes([])), (Scores, Scores([], "step-000001", 8, None))]
+)
+def test_a_result_is_kept_beside_a_file_that_cannot_be_read(kind, new, content, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    new.save(path)
+    assert kind.load(path) == new
+    assert (tmp_path / "result-1.json").read_text() == content
+
+
+def test_the_evaluations_of_a_report_are_those_of_the_highest_step(tmp_path):
+    for step in ("step-999999", "step-1000000"):
+        TokenProbes([], checkpoint=step).save(tmp_path / step / "token_probes.json")
+    assert _newest_evaluations(tmp_path)["token_probes"]["checkpoint"] == "step-1000000"
+
+
 def test_scores_of_a_chat_are_kept_beside_plain_ones(run_folder, monkeypatch):
     (run_folder / "tokenizer").mkdir()
     template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"

@@ -145,3 +145,18 @@ def test_defaults_are_finite():
     for kind in classes(Recipe):
         for name, field in kind.model_fields.items():
             assert not isinstance(field.default, float) or math.isfinite(field.default), name
+
+
+@pytest.mark.parametrize(
+    ("override", "twice"),
+    [
+        ("eval.needles.tasks=[vt, single_1, vt]", "eval.needles.tasks: 'vt'"),
+        ("eval.needles.lengths=[64, 64]", "eval.needles.lengths: 64"),
+        ("eval.needles.depths=[0, 0.5, 0.0]", "eval.needles.depths: 0.0"),
+        ("eval.positions.modes=[reset, reset]", "eval.positions.modes: 'reset'"),
+    ],
+)
+def test_what_is_measured_is_given_once(base, override, twice):
+    with pytest.raises(ConfigError) as error:
+        Recipe.load(base, [override])
+    assert f"{twice} is there twice; give it once" in str(error.value)

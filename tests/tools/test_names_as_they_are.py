@@ -85,5 +85,13 @@ def test_a_run_of_any_name_can_be_reported(tmp_path, monkeypatch, capsys):
     assert not end.value.code
     said, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
     for name in names:
-        assert name in said
+        assert f"│ {name} " in said
     assert "<script>" not in page and "&lt;script&gt;alert(1)&lt;" in page
+
+
+def test_the_folder_one_is_in_has_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(shutil.copytree(OLD, tmp_path / "here"))
+    monkeypatch.setattr(sys, "argv", ["hybridlm", "report", "."])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "│ here │" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.parts.errors import ConfigError, DataError
 from hybridlm.tools.report_page.charts import COLOURS, heat_map
 from hybridlm.tools.report_page.collect import collect
 from hybridlm.tools.report_page.page import write_page
@@ -54,6 +54,16 @@ def make_run(folder: Path, scores: list[dict], bits: float = 2.0, name: str = "t
     curve = {"text": "book", "mode": "carry", "tokens": 8, "bits_per_byte": 1.75, "buckets": buckets}
     (evaluations / "positions.json").write_text(json.dumps({"kind": "positions", "curves": [curve]}))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("code.json", "{"), ("code.json", "[]"), ("eval/step-000004/tasks.json", '{"scores": []}')]
+)
+def test_a_broken_file_is_named(file, content, tmp_path):
+    run = make_run(tmp_path / "run", [])
+    (run / file).write_text(content)
+    with pytest.raises(DataError, match=f"{file}: .*; move it away"):
+        write_page([run], tmp_path / "page.html")
 
 
 def make_sweep(folder: Path) -> Path:

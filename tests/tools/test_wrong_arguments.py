@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,6 +27,10 @@ def place(tmp_path: Path, monkeypatch) -> Path:
         "name: a\nmodel: {pattern: [attention], d_model: 32, n_layers: 1, vocab_size: 300, context: 32}\n"
         "data: {train: [{name: t, format: json, path: text.jsonl}], cache: cache, workers: 1}\ntrain: {steps: 1}\n"
     )
+    (tmp_path / "scored").mkdir()
+    shutil.copy(tmp_path / "run" / "recipe.yaml", tmp_path / "scored")
+    record = {"kind": "train", "step": 1, "loss": 1.0, "lr": 1e-3, "tokens": 32, "seconds": 1.0}
+    (tmp_path / "scored" / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "recipe.yaml").write_text("name: [")
     monkeypatch.chdir(tmp_path)
@@ -65,6 +70,9 @@ WRONG = {
     "eval run --on-long x": "'x' is not one of",
     "eval run train.steps=3": "a finished run has only eval settings",
     "eval run eval.limit=0": "eval.limit: Input should be greater than 0",
+    "eval run eval.limit=3": "override 'eval.limit=3': is not looked at here; what to score and how much of it is said by",
+    "eval run eval.tasks=[piqa]": "override 'eval.tasks=[piqa]': is not looked at here",
+    "eval run 'eval.suites = [all]'": "override 'eval.suites = [all]': is not looked at here",
     "eval run eval": "a finished run has only eval settings",
     "eval run eval.limit": "expected KEY=VALUE",
     "generate run --prompt x": "no checkpoint yet",
@@ -88,6 +96,7 @@ WRONG = {
     "convert checkpoint folder out --dtype fp9": "dtype 'fp9': unknown",
     "report folder": "no recipe.yaml there",
     "report file": "no recipe.yaml there",
+    "report scored --out folder": "hybridlm: folder: Is a directory",
     "report run": "nothing logged yet",
     "recipes nope": "no such file and no recipe of that name",
     "recipes study/mini --only nope": "matches no variant",

@@ -54,6 +54,35 @@ def test_a_refused_resume_changes_no_file(tiny_recipe, console, change, says):
     assert files(run.folder) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("metrics.jsonl", "[1, 2]\n", r"metrics\.jsonl: not a file of one JSON record a line"),
+        ("metrics.jsonl", '{"loss": 1.0}\n', r"metrics\.jsonl: a line has no kind or no step"),
+        ("code.json", "{", r"code\.json: does not say what the run has been so far"),
+        ("code.json", "[]", r"code\.json: does not say what the run has been so far"),
+        ("recipe.yaml", "name: [", r"recipe\.yaml: does not say what the run has been so far"),
+        ("recipe.yaml", "", r"recipe\.yaml: does not say what the run has been so far"),
+    ],
+)
+def test_a_resume_refused_for_a_broken_file_changes_no_file(tiny_recipe, console, name, content, says):
+    run = pretrain(Recipe.load(tiny_recipe, [SHORT]), console)
+    (run.folder / name).write_text(content)
+    before = files(run.folder)
+    with pytest.raises(UserError, match=says):
+        pretrain(Recipe.load(tiny_recipe, ["train.steps=3"]), console)
+    assert files(run.folder) == before
+
+
+def test_a_set_added_to_a_run_that_went_past_its_steps_is_measured(tiny_recipe, console):
+    run = pretrain(Recipe.load(tiny_recipe, [SHORT]), console)
+    source = Recipe.load(tiny_recipe).data.valid["held_out"][0].model_dump_json()
+    more = ["train.steps=1", "eval.yardsticks=true", f"data.valid.added=[{source}]"]
+    pretrain(Recipe.load(tiny_recipe, more), console)
+    assert {"valid/held_out", "valid/added"} <= {record["kind"] for record in run.metrics() if record["step"] == 2}
+    assert set(json.loads((run.folder / "yardsticks.json").read_text())) == {"held_out", "added"}
+
+
 def test_a_new_run_that_is_refused_leaves_no_folder(tiny_recipe, console):
     recipe = Recipe.load(tiny_recipe, ["train.batch=3", "train.micro_batch=2"])
     with pytest.raises(ConfigError, match="train"):

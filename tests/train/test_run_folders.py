@@ -43,11 +43,14 @@ def test_a_run_goes_on_in_the_folder_that_was_named(name, tiny_recipe, tmp_path,
         assert Run.of(loaded, where).folder.resolve() == folder
 
 
-def test_a_run_folder_with_another_place_for_it_is_refused(tiny_recipe, tmp_path, trained):
+@pytest.mark.parametrize(
+    "place", ["train.out=elsewhere", "train . out = elsewhere", "train={steps: 9, out: elsewhere}"]
+)
+def test_a_run_folder_with_another_place_for_it_is_refused(place, tiny_recipe, tmp_path, trained):
     Run.of(Recipe.load(tiny_recipe), tmp_path / "run").keep()
-    result = CliRunner().invoke(cli.app, ["train", str(tmp_path / "run"), "train.out=elsewhere"])
+    result = CliRunner().invoke(cli.app, ["train", str(tmp_path / "run"), place])
     assert isinstance(result.exception, ConfigError) and not trained
-    assert str(result.exception).startswith("override 'train.out=elsewhere': the run goes on in ")
+    assert str(result.exception).startswith("train.out='elsewhere': the run goes on in ")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...lm.data.files import read_records
-from ...lm.parts.errors import ConfigError
+from ...lm.parts.errors import ConfigError, DataError
 from ...lm.recipe.layers import describe
-from ...lm.run import Run
+from ...lm.run import Run, checkpoint_steps
 from ..records import rate
 
 SWEEP_FILE = "results.jsonl"
@@ -54,7 +54,7 @@ class RunView:
             "tokens": "-" if last is None else f"{steps[-1]['tokens'] / 1e6:,.1f} M",
             "train loss": f"{sum(r['loss'] for r in tail) / len(tail):.3f}" if tail else "-",
             "tokens/s": f"{rate(steps):,.0f}" if steps else "-",
-            "code": json.loads((self.run.folder / "code.json").read_text())["git"] if self._has_code else "-",
+            "code": _read(self.run.folder / "code.json").get("git", "-") if self._has_code else "-",
         }
 
     @property
@@ -94,10 +94,25 @@ def _run_view(folder: Path, name: str) -> RunView:
 def _newest_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     """The latest checkpoint's file of each kind."""
     found = {}
-    for path in sorted(folder.glob("step-*/*.json")):  # step numbers are padded with zeros: later ones replace
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found[content["kind"]] = content
+    steps = checkpoint_steps(folder)
+    for step in sorted(steps):  # later ones replace
+        for path in sorted(steps[step].glob("*.json")):
+            content = _read(path)
+            if "kind" not in content:
+                raise DataError(f"{path}: no result of an evaluation; move it away")
+            found[content["kind"]] = content
     return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of one JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not a whole file of JSON; move it away")
+    return content
 
 
 def _names(folders: list[Path]) -> list[str]:
