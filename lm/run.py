@@ -7,7 +7,7 @@ import json
 import math
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,7 @@ class Run:
             raise CheckpointError(f"{path}: not readable: {error}; restore it, or move its folder away") from error
 
 
-def recipe_of(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+def recipe_of(folder: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """The recipe in a run folder. That of an import has the tokenizer of its own folder, wherever that was moved."""
     file = folder.absolute() / "recipe.yaml"  # a leading ~ is part of its name
     found = Recipe.load(file, overrides)
