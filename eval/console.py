@@ -7,15 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from ..lm.parts.terminal import shown
 
 
 @contextlib.contextmanager
 def stage(console: Console, what: str) -> Iterator[None]:
     """Say what is being done and, when it is over, how long it took."""
     started = time.perf_counter()
-    console.print(f"{what} ...", highlight=False)
+    console.print(f"{what} ...", highlight=False, markup=False)
     yield
-    console.print(f"{what}: {time.perf_counter() - started:.1f} s", highlight=False)
+    console.print(f"{what}: {time.perf_counter() - started:.1f} s", highlight=False, markup=False)
 
 
 def si(value: float) -> str:
@@ -49,9 +52,14 @@ def _in_a_row(cell: str) -> str:
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """The same on a terminal, without lines between the columns."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(title=_as_it_is(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for i, column in enumerate(header):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)  # a name is never cut off
+        table.add_column(_as_it_is(column), justify="right" if i else "left", no_wrap=not i)  # a name is never cut off
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_as_it_is, row))
     return table
+
+
+def _as_it_is(cell: str) -> Text:
+    """A cell on any console: brackets are no markup, and what a terminal would obey is written out."""
+    return Text(shown(cell))

@@ -234,7 +234,9 @@ def test_a_result_of_other_questions_is_kept_beside_the_one_before(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"kind": "tasks"}', '{"kind": "tasks", "scores": [{"task": "piqa"}]}'])
-@pytest.mark.parametrize(("kind", "new"), [(TokenProbes, TokenProbes([])), (Scores, Scores([], "step-000001", 8, None))])
+@pytest.mark.parametrize(
+    ("kind", "new"), [(TokenProbes, TokenProbes([])), (Scores, Scores([], "step-000001", 8, None))]
+)
 def test_a_result_is_kept_beside_a_file_that_cannot_be_read(kind, new, content, tmp_path):
     path = tmp_path / "result.json"
     path.write_text(content)

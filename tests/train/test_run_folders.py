@@ -43,7 +43,9 @@ def test_a_run_goes_on_in_the_folder_that_was_named(name, tiny_recipe, tmp_path,
         assert Run.of(loaded, where).folder.resolve() == folder
 
 
-@pytest.mark.parametrize("place", ["train.out=elsewhere", "train . out = elsewhere", "train={steps: 9, out: elsewhere}"])
+@pytest.mark.parametrize(
+    "place", ["train.out=elsewhere", "train . out = elsewhere", "train={steps: 9, out: elsewhere}"]
+)
 def test_a_run_folder_with_another_place_for_it_is_refused(place, tiny_recipe, tmp_path, trained):
     Run.of(Recipe.load(tiny_recipe), tmp_path / "run").keep()
     result = CliRunner().invoke(cli.app, ["train", str(tmp_path / "run"), place])
