@@ -51,13 +51,15 @@ def _in_a_row(cell: str) -> str:
 
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """The same on a terminal, without lines between the columns; no cell is markup or obeyed, on any console."""
-    title_text = Text(shown(title))
-    table = Table(title=title_text, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    """The same on a terminal, without lines between the columns."""
+    table = Table(title=_as_it_is(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for i, column in enumerate(header):
-        table.add_column(
-            Text(shown(column)), justify="right" if i else "left", no_wrap=not i
-        )  # a name is never cut off
+        table.add_column(_as_it_is(column), justify="right" if i else "left", no_wrap=not i)  # a name is never cut off
     for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
+        table.add_row(*map(_as_it_is, row))
     return table
+
+
+def _as_it_is(cell: str) -> Text:
+    """A cell on any console: brackets are no markup, and what a terminal would obey is written out."""
+    return Text(shown(cell))

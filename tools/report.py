@@ -4,7 +4,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ..lm.run import Run
 from .records import rate, smooth, tokens_at, valid_scores
@@ -34,7 +33,7 @@ def _table(runs: list[Run]) -> Table:
             continue
         tail = steps[-20:]
         loss = sum(record["loss"] for record in tail) / len(tail)
-        head = (Text(run.name), str(steps[-1]["step"]), f"{loss:.3f}", f"{rate(steps):,.0f}")
+        head = (run.name, str(steps[-1]["step"]), f"{loss:.3f}", f"{rate(steps):,.0f}")
         rows = [(n, f"{s['loss']:.3f}", f"{s['bits_per_byte']:.3f}") for n, s in valid_scores(run).items()]
         for i, row in enumerate(rows or [("none yet", "", "")]):
             table.add_row(*(head if i == 0 else ("",) * 4), *row)

@@ -56,8 +56,8 @@ def run_suite(
     run.recipe = Recipe.load(run.folder.absolute() / "recipe.yaml", overrides)
     if idle := [override for override in overrides if not override[5:].strip().startswith(SETTINGS)]:
         raise ConfigError(
-            f"override {idle[0]!r}: is not looked at here; what to score and how much of it is said by --tasks, --suite "
-            f"and --limit, and eval. takes {', '.join(SETTINGS)}"
+            f"override {idle[0]!r}: is not looked at here; what to score and how much of it is said by --tasks, "
+            f"--suite and --limit, and eval. takes {', '.join(SETTINGS)}"
         )
     if limit:
         evals = run.recipe.eval

@@ -95,3 +95,11 @@ def test_the_folder_one_is_in_has_its_name(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main()
     assert "│ here │" in capsys.readouterr().out
+
+
+def test_a_terminal_is_not_commanded_by_a_cell():
+    out = io.StringIO()
+    Console(file=out, width=100, force_terminal=True, color_system=None).print(
+        plain_table("t", ("c",), [("a\x1b[2Jb",)])
+    )
+    assert "\x1b[2J" not in out.getvalue() and "a\\x1b[2Jb" in out.getvalue()

@@ -70,7 +70,7 @@ WRONG = {
     "eval run --on-long x": "'x' is not one of",
     "eval run train.steps=3": "a finished run has only eval settings",
     "eval run eval.limit=0": "eval.limit: Input should be greater than 0",
-    "eval run eval.limit=3": "override 'eval.limit=3': is not looked at here; what to score and how much of it is said by",
+    "eval run eval.limit=3": "override 'eval.limit=3': is not looked at here; what to score and how much of it",
     "eval run eval.tasks=[piqa]": "override 'eval.tasks=[piqa]': is not looked at here",
     "eval run 'eval.suites = [all]'": "override 'eval.suites = [all]': is not looked at here",
     "eval run eval": "a finished run has only eval settings",
