@@ -8,7 +8,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ..model import Output
-from ..model.loss import IGNORE, check_labels
+from ..model.loss import IGNORE, check_labels, check_one_per_token
 from .configuration import HybridLMConfig
 from .decoding import HybridLMCache, check_ends, check_positions, own_cache, recent
 from .pretrained import HybridLMPreTrainedModel
@@ -112,6 +112,9 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         shift_labels = kwargs.pop("shift_labels", None)
         if unknown := kwargs.keys() - PASSED_ON:
             raise TypeError(f"{', '.join(sorted(unknown))}: unknown to HybridLMForCausalLM.forward; leave it out")
+        for name, given in {"labels": labels, "shift_labels": shift_labels}.items():
+            if given is not None:
+                check_one_per_token(name, given, ran.output.hidden)
         if shift_labels is None and labels is not None:
             shift_labels = _next(labels, ran.mask)
         loss = None if shift_labels is None else self._loss(ran, shift_labels, num_items_in_batch)
@@ -134,12 +137,12 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
 
     def _loss(self, ran: "Ran", targets: Tensor, n: int | Tensor | None) -> Tensor:
         """Mean over the targets plus auxiliary losses; of `n` targets in all, this call's part."""
-        kept = targets if ran.mask is None else targets.masked_fill(ran.mask == 0, IGNORE)
+        kept = targets.long() if ran.mask is None else targets.long().masked_fill(ran.mask == 0, IGNORE)
         check_labels(kept, self.model.config.vocab_size)
         # offloaded, only the head's own forward has its weight
         logits = self.model.head(ran.output.hidden) if self.model.lm_head.weight.is_meta else None
         loss = self.model._loss(ran.output.hidden, logits, kept, dict(ran.output.aux_losses))
-        return loss if n is None else loss * ((kept != IGNORE).sum() / n)
+        return loss if n is None else loss * ((kept != IGNORE).sum() / torch.as_tensor(n).clamp(min=1))
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
         """Looks at the prompt's mask, given or inferred, once and whole: a chunk of it may end in padding.

@@ -22,7 +22,7 @@ from .block import Block
 from .cache import Cache
 from .filling import fill
 from .generate import generate
-from .loss import cap, check_labels, full_cross_entropy, linear_cross_entropy, shift_labels
+from .loss import cap, check_labels, check_one_per_token, full_cross_entropy, linear_cross_entropy, shift_labels
 from .output import Output
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ class HybridLM(nn.Module):
         if attention_mask is not None and attention_mask.shape != input_ids.shape[:2]:
             expected = tuple(input_ids.shape[:2])
             raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {expected}")
-        if attention_mask is not None and not bool(attention_mask.all()):
+        if labels is not None:
+            check_one_per_token("labels", labels, input_ids)
+        if attention_mask is not None and not bool((attention_mask == 1).all()):
             if cu_seqlens is not None or sequences is not None:
                 raise ValueError("attention_mask: cannot be combined with cu_seqlens; packed documents have no padding")
             return self._forward_padded(input_ids, labels, attention_mask, cache, logits, layers)
@@ -226,6 +228,11 @@ class HybridLM(nn.Module):
     ) -> Output:
         """Drop the padding, run the real tokens as packed sequences, put what came out back (zero at padding)."""
         real = attention_mask.bool()
+        if bool((wrong := attention_mask != real).any()):
+            raise ValueError(
+                f"attention_mask: holds {attention_mask[wrong][0].item()}; allowed: 1 at a token, 0 at padding; masks "
+                "that are added to scores are none, and documents in one row are cu_seqlens"
+            )
         past = self._past(cache, len(input_ids))
         sequences = Context.documents_after(real.sum(1).tolist(), past, input_ids.device)
         packed = None if labels is None else labels[real][None]

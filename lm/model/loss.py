@@ -23,6 +23,15 @@ def row_slices(n_rows: int, vocab_size: int, logits: int) -> Iterator[slice]:
         yield slice(start, min(start + step, n_rows))
 
 
+def check_one_per_token(name: str, labels: Tensor, x: Tensor) -> None:
+    """Raises ValueError unless labels are whole numbers [B, T] for x [B, T, ...]: others would be read as if flat."""
+    expected = tuple(x.shape[:2])
+    if labels.shape != expected or labels.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"{name}: {labels.dtype} {tuple(labels.shape)}, expected torch.int64 {expected}, one per token"
+        )
+
+
 def check_labels(labels: Tensor, vocab_size: int) -> None:
     """Raises ValueError on a label that is neither a token nor IGNORE, where values can be looked at for free.
 
@@ -38,8 +47,8 @@ def check_labels(labels: Tensor, vocab_size: int) -> None:
 
 
 def shift_labels(labels: Tensor, sequences: Context) -> Tensor:
-    """targets[t] = labels[t + 1] within each sequence, IGNORE at each sequence's last token. [B, T] -> [B, T]."""
-    targets = torch.full_like(labels, IGNORE)
+    """targets[t] = labels[t + 1] within each sequence, IGNORE at each sequence's last token. [B, T] -> [B, T] int64."""
+    targets = torch.full_like(labels, IGNORE, dtype=torch.int64)
     targets[:, :-1] = labels[:, 1:]
     if sequences.packed:  # the label that would cross into the next document
         targets[0].index_fill_(0, sequences.once(_last_tokens), IGNORE)

@@ -145,6 +145,26 @@ def test_labels_that_are_shifted_already(theirs):
         assert_close(found, theirs(ids, labels=ids, **given).loss, 1e-6, "loss")
 
 
+@pytest.mark.parametrize("name", ["labels", "shift_labels"])
+@pytest.mark.parametrize("labels", [tokens(2, 10), tokens(3, 9), tokens(9, 2), tokens(18), tokens(2, 9).float()])
+def test_labels_that_are_not_one_per_token_are_refused(theirs, name, labels):
+    with pytest.raises(ValueError, match=rf"^{name}: torch\.\w+ \(.*\), expected torch\.int64 \(2, 9\), one per token"):
+        theirs(tokens(2, 9), **{name: labels})
+
+
+@pytest.mark.parametrize("n", [0, torch.tensor(0)])
+def test_micro_batches_without_a_label_have_no_loss(theirs, n):
+    """transformers' own models divide 0 by 0, and the NaN goes into every weight."""
+    ids = tokens(2, 9)
+    assert theirs(ids, labels=torch.full_like(ids, -100), num_items_in_batch=n).loss.item() == 0
+
+
+@pytest.mark.parametrize("name", ["labels", "shift_labels"])
+def test_short_labels_count_as_long_ones(theirs, name):
+    ids = tokens(2, 9)
+    assert theirs(ids, **{name: ids.int()}).loss == theirs(ids, **{name: ids}).loss
+
+
 def test_holes_do_not_change_which_label_is_next(theirs):
     ids = tokens(1, 9)
     kept = torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1, 0]])

@@ -150,6 +150,18 @@ def test_losses_of_mixers_are_summed_by_name_and_added(monkeypatch):
             "attention_mask: shape (2, 5), expected (2, 6)",
         ),
         (
+            tokens(1, 3),
+            {"attention_mask": torch.tensor([[-1e9, 0, 0]])},
+            "attention_mask: holds -1000000000.0; allowed: 1 at a token, 0 at padding; masks that are added to scores "
+            "are none, and documents in one row are cu_seqlens",
+        ),
+        (
+            tokens(1, 3),
+            {"attention_mask": torch.tensor([[1, 1, 2]])},
+            "attention_mask: holds 2; allowed: 1 at a token, 0 at padding; masks that are added to scores are none, "
+            "and documents in one row are cu_seqlens",
+        ),
+        (
             tokens(1, 6),
             {"attention_mask": torch.zeros(1, 6), "cu_seqlens": torch.tensor([0, 6])},
             "attention_mask: cannot be combined with cu_seqlens; packed documents have no padding",

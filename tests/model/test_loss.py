@@ -158,6 +158,25 @@ def test_a_label_that_is_no_token_is_refused_with_and_without_logits(label, logi
         model(ids, labels=labels, logits=logits)
 
 
+@pytest.mark.parametrize("logits", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(
+    "labels", [tokens(2, 8), tokens(3, 9), tokens(9, 2), tokens(1, 9), tokens(1, 18)[0], tokens(2, 9) > 9]
+)
+def test_labels_that_are_not_one_per_token_are_refused(labels, padded, logits):
+    """Read as if flat, longer rows would give a loss of shifted tokens."""
+    mask = torch.ones(2, 9)
+    mask[0, 0] = not padded
+    with pytest.raises(ValueError, match=r"^labels: torch\.\w+ \(.*\), expected torch\.int64 \(2, 9\), one per token"):
+        build(pattern=["attention"])(tokens(2, 9), labels=labels, attention_mask=mask, logits=logits)
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_short_labels_count_as_long_ones(logits):
+    model, ids = build(pattern=["attention"]), tokens(2, 9)
+    assert torch.equal(model(ids, labels=ids.int(), logits=logits).loss, model(ids, labels=ids, logits=logits).loss)
+
+
 def test_labels_of_padding_may_be_anything():
     model, ids = build(pattern=["attention"]), tokens(1, 9)
     labels, mask = ids.clone(), torch.ones_like(ids)
