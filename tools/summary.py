@@ -1,6 +1,5 @@
 """What a recipe would build and cost, without building it: parameters per part, FLOPs, tokens, memory."""
 
-import os
 from collections import Counter
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from ..lm.parts.errors import ConfigError
 from ..lm.recipe.layers import describe
 from ..lm.recipe.model import BaseModelConfig
 from ..lm.recipe.recipe import Recipe
+from ..lm.train.distributed import processes
 
 LONG = 2**20  # tokens
 
@@ -96,7 +96,7 @@ def memory_estimate(model: HybridLM, recipe: Recipe) -> dict[str, int]:
     """
     config, train = model.config, recipe.train
     n = sum(p.numel() for p in model.parameters())
-    tokens = train.sequences_per_forward() * config.context
+    tokens = train.sequences_per_forward(processes()) * config.context
     hidden = sum(block.ffn.down_proj.in_features for block in model.layers() if block.ffn is not None)
     saved = 1 if train.activation_checkpointing else 12
     per_token = saved * config.n_layers * config.d_model + (0 if train.activation_checkpointing else 3 * hidden)
@@ -117,15 +117,13 @@ def check_memory(recipe: Recipe) -> None:
     """
     config, train = recipe.model, recipe.train
     rough = memory_estimate(_without_memory(config), recipe)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    n = processes()
     needed = {
-        name: rough[name] // (processes if train.zero_stage >= stage else 1)
+        name: rough[name] // (n if train.zero_stage >= stage else 1)
         for name, stage in (("moments", 1), ("gradients", 2), ("weights", 3))
     }
     width = 2 if train.precision == "bf16" else 4
-    needed["activations"] = (
-        width * train.sequences_per_forward(processes) * config.context * config.n_layers * config.d_model
-    )
+    needed["activations"] = width * train.sequences_per_forward(n) * config.context * config.n_layers * config.d_model
     there = machine_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if (total := sum(needed.values())) > there:
         parts = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in needed.items())
