@@ -36,7 +36,7 @@ def stream(
     run = run if isinstance(run, Run) else Run(run)
     asked = ChatTemplate.of(run).render([{"role": "user", "content": prompt}]) if chat else prompt
     model, tokenizer = load_run(run), run.tokenizer()
-    ids = tokenizer.encode_chat(asked) if chat else tokenizer.encode_prompt(asked)
+    ids = tokenizer.encode(asked) if chat else tokenizer.encode_prompt(asked)  # a template writes its own BOS
     ids = ids or [tokenizer.prefix_id]
     text = tokenizer.stream(ids)  # alone it would drop the space of a first token
 

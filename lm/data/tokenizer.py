@@ -108,11 +108,6 @@ class Tokenizer:
         """
         return [*self.front, *self.encode(text), *self.back]
 
-    def encode_chat(self, text: str) -> list[int]:
-        """What a model is asked with where a chat template wrote `text`: `front` once, also if the template has it."""
-        ids = self.encode(text)
-        return ids if tuple(ids[: len(self.front)]) == self.front else [*self.front, *ids]
-
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
         """Each text as a document to train on, between BOS and EOS; see `for_training` for special tokens in it."""
         found = self._encode(texts, specials=self.special_text == "control")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hybridlm.lm.data.tokenizer import SentencePiece, Tokenizer
 from hybridlm.lm.hf.importing import import_checkpoint
+from hybridlm.lm.model.generate import decode
 from hybridlm.lm.model.loading import load_run
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.run import Run
@@ -150,13 +151,20 @@ def test_nothing_is_written_before_a_prompt_is_found_too_long(run, monkeypatch):
 
 
 def test_a_message_is_put_into_the_chat_template_and_the_answer_alone_is_written(run, monkeypatch):
+    """The template's own tokens are all that stands around the message, as with transformers' apply_chat_template."""
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
     (run.folder / "tokenizer" / "chat_template.jinja").write_text(template)
-    plain: list[str] = []
-    stream(run.folder, "user: the\nassistant:", 5, 0.0, 1.0, 0, plain.append)
+    asked: list[list[int]] = []
+
+    def note(model, ids, *args, **options):
+        asked.extend(ids.tolist())
+        return decode(model, ids, *args, **options)
+
+    monkeypatch.setattr("hybridlm.tools.sample.decode", note)
     answer: list[str] = []
     stream(run.folder, "the", 5, 0.0, 1.0, 0, answer.append, chat=True)
-    assert "".join(plain) == "user: the\nassistant:" + "".join(answer) and "".join(answer)
+    assert asked == [run.tokenizer().encode("user: the\nassistant:")]
+    assert "".join(answer) and "assistant:" not in "".join(answer)
 
 
 def test_a_run_without_a_chat_template_says_so(run):
