@@ -7,7 +7,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from .errors import ConfigError, brief
 
@@ -21,6 +21,13 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"a number is wanted, got {str(value).lower()}")
+        return value
+
     @classmethod
     def parse(cls, data: dict[str, Any], where: str = "") -> Self:
         """Validate `data`; every problem becomes one line of a `ConfigError`, prefixed by `where`."""
@@ -32,6 +39,12 @@ class Strict(BaseModel):
                 lines[PROBLEMS:] = [f"and {len(lines) - PROBLEMS} more problems"]
             prefix = f"{where}: " if where else ""
             raise ConfigError("\n".join(prefix + _cut(line) for line in lines)) from None
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes a number, or a number or nothing; pydantic would read true as 1."""
+    kinds = set(typing.get_args(annotation) or (annotation,)) - {types.NoneType}
+    return bool(kinds) and kinds <= {int, float}
 
 
 def _cut(line: str) -> str:
