@@ -2,6 +2,7 @@ import json
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ settings.register_profile("fixed", derandomize=True, database=None)
 settings.register_profile("search")
 settings.load_profile("fixed")
 
+ADDRESS = {"MASTER_ADDR", "MASTER_PORT"}
 WORDS = "the of and to in a that is was he for it with as his on be at by had not are but from or have an they"
 
 
@@ -25,6 +27,15 @@ WORDS = "the of and to in a that is was he for it with as his on be at by had no
 def interrupts() -> None:
     """Ctrl-C interrupts, here and in processes started from here, also where pytest was started in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_address_left() -> Iterator[None]:
+    """What a test, or accelerate under it, says of a process group in the environment is gone after it."""
+    before = os.environ.keys() & ADDRESS
+    yield
+    for name in ADDRESS - before:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
