@@ -20,6 +20,7 @@ settings.register_profile("search")
 settings.load_profile("fixed")
 
 ADDRESS = {"MASTER_ADDR", "MASTER_PORT"}
+LAUNCHED = os.environ.keys() & ADDRESS
 WORDS = "the of and to in a that is was he for it with as his on be at by had not are but from or have an they"
 
 
@@ -32,9 +33,8 @@ def interrupts() -> None:
 @pytest.fixture(autouse=True)
 def no_address_left() -> Iterator[None]:
     """What a test, or accelerate under it, says of a process group in the environment is gone after it."""
-    before = os.environ.keys() & ADDRESS
     yield
-    for name in ADDRESS - before:
+    for name in ADDRESS - LAUNCHED:
         os.environ.pop(name, None)
 
 
@@ -44,6 +44,14 @@ def same_draws() -> None:
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture
+def boards_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads a second's event files by a counter of the process, as text: number 10 before number 9."""
+    from tensorboard.summary.writer import event_file_writer
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_tokens_and_rate_come_from_the_records_whatever_the_batch_was():
     assert rate(steps[:1]) == 64 / 0.5
 
 
-def test_a_resume_with_another_batch_counts_tokens_on_and_purges_what_it_goes_back_before(tiny_recipe):
+def test_a_resume_with_another_batch_counts_tokens_on_and_purges_what_it_goes_back_before(tiny_recipe, boards_in_order):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = Console(quiet=True)
