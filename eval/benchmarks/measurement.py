@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from ...lm.parts.errors import concerning
 
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from ...lm.hf.chat import ChatTemplate
     from ...lm.model import HybridLM
     from .evaluation import Benchmarks
-    from .harness import OnLong
+    from .harness import HybridHarness, OnLong
     from .scores import Scores
+
+    Harness = TypeVar("Harness", bound=HybridHarness)
 
 
 @dataclass(frozen=True)
@@ -73,25 +75,20 @@ class TasksMeasurement:
 
     def rehearse(self, model: "HybridLM") -> None:
         """Encode every request and hold it to the limits."""
-        how, benchmarks = self.scoring, self.benchmarks
+        benchmarks = self.benchmarks
         with self._concerning():
             from .evaluation import Rehearsal
 
-            rehearsal = Rehearsal(
-                model,
-                self.tokenizer,
-                max_length=how.max_length,
-                batch_tokens=how.batch_tokens,
-                on_long=how.on_long,
-                chat=how.chat,
-            )
-            benchmarks.rehearse(rehearsal)
+            benchmarks.rehearse(self._harness(Rehearsal, model))
 
     def run(self, model: "HybridLM", checkpoint: str) -> "Scores":
         from .harness import HybridHarness
 
+        return self.benchmarks.score(self._harness(HybridHarness, model), checkpoint)
+
+    def _harness(self, kind: "type[Harness]", model: "HybridLM") -> "Harness":
         how = self.scoring
-        harness = HybridHarness(
+        return kind(
             model,
             self.tokenizer,
             max_length=how.max_length,
@@ -103,7 +100,6 @@ class TasksMeasurement:
             progress=how.progress,
             chat=how.chat,
         )
-        return self.benchmarks.score(harness, checkpoint)
 
     def _concerning(self) -> AbstractContextManager[None]:
         return concerning(self.field) if self.field else nullcontext()

@@ -31,8 +31,7 @@ class Mixer(Float32Module):
     """Base class of token mixers: sequences in, sequences out, strictly causal within each sequence.
 
     A subclass sets `Config`, `constant_state` and `float32_parameters`, names an output projection `o_proj`, and
-    implements `forward`, `new_state`, `flops_per_token` and `state_bytes`; `shared` if its layers share parameters,
-    `reset_parameters` if it has some of its own.
+    implements `forward`, `new_state`, `flops_per_token` and `state_bytes`; `shared` if its layers share parameters.
     """
 
     Config: ClassVar[type[MixerConfig]] = MixerConfig
@@ -44,13 +43,6 @@ class Mixer(Float32Module):
         super().__init__()
         self.options = options
         self.index = index
-
-    def reset_parameters(self) -> None:
-        """Initialise, in place, the parameters and buffers that are the mixer's own and not those of its modules.
-
-        A constructor that makes such parameters ends with this; `HybridLM.init_weights` calls it again, for a model
-        that was made on the meta device too. Linear layers and embeddings are the model's to initialise.
-        """
 
     @classmethod
     def shared(cls, layers: list[Any], shape: ModelShape) -> nn.Module | None:

@@ -56,7 +56,6 @@ class DeltaNet(RecurrentMixer):
         self.g_proj = nn.Linear(shape.d_model, width, bias=False) if options.output_gate else None
         self.o_norm = RMSNorm(self.head_dim, shape.norm_eps)
         self.o_proj = nn.Linear(width, shape.d_model, bias=False)
-        self.reset_parameters()
 
     def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         qkv = self.convolve(self.qkv_proj(x), sequences, state)

@@ -40,17 +40,9 @@ class GatedConv(RecurrentMixer):
     def __init__(self, options: GatedConvConfig, shape: ModelShape, index: int):
         super().__init__(options, shape, index)
         self.gate_proj = nn.Linear(shape.d_model, shape.d_model, bias=False)
-        self.gate_bias = nn.Parameter(torch.empty(shape.d_model))
+        self.gate_bias = nn.Parameter(torch.zeros(shape.d_model))
         self.conv = conv_kernel(shape.d_model, options.conv_size)
-        self.conv_bias = nn.Parameter(torch.empty(shape.d_model))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The convolution as nn.Conv1d has it, its bias included."""
-        super().reset_parameters()
-        bound = 1 / math.sqrt(self.options.conv_size)
-        nn.init.zeros_(self.gate_bias)
-        nn.init.uniform_(self.conv_bias, -bound, bound)
+        self.conv_bias = nn.Parameter(torch.empty(shape.d_model).uniform_(-1, 1) / math.sqrt(options.conv_size))
 
     def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         gate = self.gate_proj(x) + self.gate_bias.to(x.dtype)

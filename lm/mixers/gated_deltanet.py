@@ -68,20 +68,12 @@ class GatedDeltaNet(RecurrentMixer):
         self.qkv_proj = nn.Linear(shape.d_model, 2 * k + v, bias=False)
         self.conv = conv_kernel(2 * k + v, options.conv_size)
         self.ab_proj = nn.Linear(shape.d_model, 2 * self.n_v_heads, bias=False)
-        self.A_log = nn.Parameter(torch.empty(self.n_v_heads))
-        self.dt_bias = nn.Parameter(torch.empty(self.n_v_heads))
+        self.A_log = nn.Parameter(torch.empty(self.n_v_heads).uniform_(0, 16).clamp(min=1e-4).log())
+        dt = torch.empty(self.n_v_heads).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
         self.g_proj = nn.Linear(shape.d_model, v, bias=False)
         self.o_norm = RMSNorm(self.v_head_dim, options.norm_eps)
         self.o_proj = nn.Linear(v, shape.d_model, bias=False)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """exp(A_log) is uniform up to 16, dt = softplus(dt_bias) log-uniform between 0.001 and 0.1."""
-        super().reset_parameters()
-        nn.init.uniform_(self.A_log, 0, 16).clamp_(min=1e-4).log_()
-        dt = nn.init.uniform_(self.dt_bias, math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
     def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         keys = self.n_heads * self.head_dim

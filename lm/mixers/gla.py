@@ -57,15 +57,10 @@ class GLA(RecurrentMixer):
         self.qkv_proj = nn.Linear(shape.d_model, 2 * k + v, bias=False)
         self.a1_proj = nn.Linear(shape.d_model, options.gate_rank, bias=False)
         self.a2_proj = nn.Linear(options.gate_rank, k, bias=False)
-        self.a_bias = nn.Parameter(torch.empty(k))
+        self.a_bias = nn.Parameter(torch.zeros(k))
         self.g_proj = nn.Linear(shape.d_model, v, bias=False)
         self.o_norm = RMSNorm(self.v_head_dim, shape.norm_eps)
         self.o_proj = nn.Linear(v, shape.d_model, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        nn.init.zeros_(self.a_bias)
 
     def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         keys = self.n_heads * self.head_dim

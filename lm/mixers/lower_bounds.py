@@ -26,12 +26,7 @@ class LowerBounds(Float32Module):
                 f"{mixer}: layers with gates of {found} channels cannot share the model's table of lower bounds; "
                 "give all of them the same sizes"
             )
-        self.table = nn.Parameter(torch.empty(shape.n_layers, widths[0]))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """All layers' bounds are evenly spaced."""
-        nn.init.zeros_(self.table)
+        self.table = nn.Parameter(torch.zeros(shape.n_layers, widths[0]))
 
     def forward(self) -> Tensor:
         """log lb_l and log(1 - lb_l), [n_layers, 2, width].

@@ -30,12 +30,6 @@ class RecurrentMixer(Mixer):
         super().__init__(options, shape, index)
         self.register_parameter("conv", None)
 
-    def reset_parameters(self) -> None:
-        """The kernel of the convolution as nn.Conv1d has it."""
-        if self.conv is not None:
-            bound = 1 / math.sqrt(self.conv.shape[1])
-            nn.init.uniform_(self.conv, -bound, bound)
-
     def convolve(
         self, x: Tensor, sequences: Context, state: LayerState | None, activation: str | None = "silu"
     ) -> Tensor:
@@ -112,5 +106,5 @@ def _decoding(sequences: Context) -> bool:
 
 
 def conv_kernel(channels: int, width: int) -> nn.Parameter:
-    """A depthwise kernel [channels, width], for `reset_parameters` to fill."""
-    return nn.Parameter(torch.empty(channels, width))
+    """A depthwise kernel [channels, width] with PyTorch's own initialisation of nn.Conv1d."""
+    return nn.Parameter(torch.empty(channels, width).uniform_(-1, 1) / math.sqrt(width))

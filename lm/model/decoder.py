@@ -1,6 +1,5 @@
 """The language model: embedding, a stack of blocks with any mixers, final norm, head."""
 
-import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,17 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.shared.sequences import Sequences
-from ..mixers import MIXERS, Mixed, Mixer
+from ..mixers import Mixed, Mixer
 from ..mixers.attention.attention import Attention
 from ..parts.context import Context
 from ..parts.linear import is_plain, project
 from ..parts.norm import RMSNorm
-from ..parts.shape import ModelShape
-from ..recipe.layers import LayerSpec
 from .block import Block
 from .cache import Cache
 from .filling import fill
 from .generate import generate
+from .initial import copy_new_parts, draw_matrices, new_parts
 from .loss import cap, check_labels, check_one_per_token, full_cross_entropy, linear_cross_entropy, shift_labels
 from .output import Output
 
@@ -35,9 +33,8 @@ class HybridLM(nn.Module):
 
     Initialisation: matrices and embeddings from N(0, s^2), s = `init_std` or min(0.04, 0.02 sqrt(512 / d_model)); the
     two projections by which a layer writes into the residual stream from N(0, s^2 / (2 n_layers)), so that the
-    stream's variance does not grow with depth (Radford et al. 2019); norms multiply by 1, biases are 0; the rest is as
-    its module's `reset_parameters` says. `init_weights` does all of it: a model made on the meta device and emptied
-    onto another has, after that, the weights that any model of the same seed has.
+    stream's variance does not grow with depth (Radford et al. 2019); norms multiply by 1, biases are 0; what a mixer
+    initialises itself stays.
 
     Rounding: a model cast to bfloat16 rounds as late as it can, unless it is a Llama, all of its layers attention with
     the norm before it. That one rounds where transformers' Llama, Mistral, Qwen2 and Qwen3 do: tables of RoPE, each
@@ -47,40 +44,39 @@ class HybridLM(nn.Module):
     hooks_only_gather = False
     """Whether hooks of modules do no more than gather parameters, which reading one does too: those of ZeRO-3."""
 
+    embed: nn.Embedding
+    pos_embed: nn.Embedding | None
+    blocks: nn.ModuleList
+    shared: nn.ModuleDict
+    norm: RMSNorm
+    lm_head: nn.Linear
+
     def __init__(self, config: "BaseModelConfig"):
         super().__init__()
         self.config = config
+        for path, part in new_parts(config):
+            parent, _, name = path.rpartition(".")
+            if parent and parent not in self._modules:
+                self.register_module(parent, nn.ModuleList())
+            self.get_submodule(parent).register_module(name, part)
         specs = config.layer_specs()
-        with torch.random.fork_rng(devices=[]):  # what modules draw for themselves is not kept: see `init_weights`
-            self.embed = nn.Embedding(config.vocab_size, config.d_model)
-            self.pos_embed = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
-            self.blocks = nn.ModuleList(Block(spec, config, i) for i, spec in enumerate(specs))
-            self.shared = nn.ModuleDict(_shared_modules(specs, config.shape))
-            self.norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if all(spec.mixer == "attention" and spec.options.norm == "pre" for spec in specs):
             for module in self.modules():
                 if isinstance(module, RMSNorm | Attention):
                     module.llama_rounding = True
-        self.init_weights()
+        _tie(self)
+        draw_matrices(self, config)
         self.register_load_state_dict_post_hook(_tie)
 
-    @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialise every parameter and buffer, and tie the embeddings if they are to be, see the class."""
+        """Initialise every parameter and buffer, and tie the embeddings if they are to be.
+
+        A model made on the meta device and emptied onto another, or sharded by FSDP2, has after that the weights that
+        the same seed gives a model made as usual; sharded matrices are drawn by PyTorch's own rule for shards.
+        """
+        copy_new_parts(self, self.config)
         _tie(self)
-        std = self.config.init_std or min(0.04, 0.02 * math.sqrt(512 / self.config.d_model))
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=std)
-            elif hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for block in self.layers():
-            for projection in (getattr(block.mixer, "o_proj", None), block.ffn and block.ffn.down_proj):
-                if projection is not None:
-                    nn.init.normal_(projection.weight, std=std / math.sqrt(2 * self.config.n_layers))
+        draw_matrices(self, self.config)
 
     def layers(self) -> Iterator[Block]:
         """The blocks, typed."""
@@ -269,13 +265,6 @@ def _tie(model: HybridLM, _: object = None) -> None:
     """One parameter for embedding and head, which `to_empty` and `load_state_dict(assign=True)` make two."""
     if model.config.tie_embeddings and isinstance(model.lm_head, nn.Linear):
         model.lm_head.weight = model.embed.weight
-
-
-def _shared_modules(specs: list[LayerSpec], shape: ModelShape) -> dict[str, nn.Module]:
-    """By mixer, in the order of first appearance, what the layers of this mixer share."""
-    kinds = dict.fromkeys(spec.mixer for spec in specs)
-    modules = {kind: MIXERS[kind].shared([s.options for s in specs if s.mixer == kind], shape) for kind in kinds}
-    return {kind: module for kind, module in modules.items() if module is not None}
 
 
 def _spread(packed: Tensor, real: Tensor) -> Tensor:

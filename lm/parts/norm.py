@@ -24,13 +24,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float, zero_centered: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(torch.zeros(dim) if zero_centered else torch.ones(dim))
         self.eps, self.zero_centered = eps, zero_centered
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The factor is 1 everywhere."""
-        nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type

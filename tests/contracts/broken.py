@@ -1,5 +1,6 @@
 """One correct toy mixer and its broken variants: each changes one thing, and one contract must notice."""
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,7 @@ class LeakyMemory(Mixer):
         self.d_model = model.d_model
         self.v_proj = nn.Linear(model.d_model, model.d_model, bias=False)
         self.o_proj = nn.Linear(model.d_model, model.d_model, bias=False)
-        self.log_rate = nn.Parameter(torch.empty(1))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.log_rate, -4.0)
+        self.log_rate = nn.Parameter(torch.full((1,), -4.0))
 
     def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None) -> Mixed:
         v = self.values(x, sequences)
@@ -312,11 +309,7 @@ class Rates(nn.Module):
 
     def __init__(self, n_layers: int):
         super().__init__()
-        self.table = nn.Parameter(torch.empty(n_layers, 1))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.table, -4.0)
+        self.table = nn.Parameter(torch.full((n_layers, 1), -4.0))
 
     def forward(self) -> Tensor:
         return self.table
@@ -336,9 +329,6 @@ class RoundsItsSharedRates(LeakyMemory):
 
 class DecaysInLowPrecision(LeakyMemory):
     """exp(-r) is rounded to bfloat16 when the activations are: decays near 1 become 1."""
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.log_rate, -6.5)
 
     def recur(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         y, end = h, h
@@ -365,15 +355,14 @@ class KeepsItsPositions(LeakyMemory):
 # contract 12: initialisation
 
 
-class InitialisesInItsConstructor(LeakyMemory):
-    """The rate has a value after the constructor alone."""
+class CountsItsModels(LeakyMemory):
+    """The rate depends on how many of them were made before."""
+
+    made = itertools.count()
 
     def __init__(self, options: MixerConfig, model: "BaseModelConfig", index: int):
         super().__init__(options, model, index)
-        nn.init.constant_(self.log_rate, -4.0)
-
-    def reset_parameters(self) -> None:
-        pass
+        nn.init.constant_(self.log_rate, -4.0 - next(self.made))
 
 
 # contract 11: torch.compile

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,6 +19,7 @@ from hybridlm.tests.contracts.harness import (
     scores,
     tokens,
 )
+from hybridlm.tests.model.helpers import Logits
 from hybridlm.tests.oracles import assert_close
 
 SHORT, LONG = (3, 4, 5), (40, 57, 70)
@@ -83,15 +83,6 @@ def test_lengths_become_a_size_by_themselves():
 def test_broken_mixer_fails(mixer, register):
     with pytest.raises(AssertionError):
         check_compiles(register(mixer), "eager", SHORT)
-
-
-class Logits(nn.Module):
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids):
-        return self.model(ids).logits
 
 
 @torch.no_grad()

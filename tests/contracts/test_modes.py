@@ -1,7 +1,7 @@
 """Contract 13: what a model remembers of a call serves every later one, whatever mode the first was in."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -35,7 +35,9 @@ def check_mode(build: Build, mode: str) -> None:
     mask[0, :5] = 0
     forget()
     expected = _trained(other, rows, documents, Sequences.documents(LENGTHS))
-    stepped = scores(other, rows[:, :3], cache=other(rows[:, 3:], cache=True).cache)
+    with torch.no_grad(), MODES[mode]() if mode == "autocast" else nullcontext():  # which rounds, whoever was first
+        filled = other(rows[:, 3:], cache=True).cache
+    stepped = scores(other, rows[:, :3], cache=filled)
     forget()
     with torch.no_grad(), MODES[mode]():
         model(rows)
@@ -46,7 +48,7 @@ def check_mode(build: Build, mode: str) -> None:
     found = _trained(model, rows, documents, packed)
     assert_same_gradients(found, expected, FORWARD)
     after = scores(model, rows[:, :3], cache=cache)
-    assert_close(after, stepped, 5e-2 if mode == "autocast" else FORWARD, f"a cache filled under {mode}")
+    assert_close(after, stepped, FORWARD, f"a cache filled under {mode}")
 
 
 def _trained(model, rows, documents, packed) -> dict[str, torch.Tensor]:

@@ -52,26 +52,26 @@ def test_registered_beside_lm_evals_own(run):
     assert (model.max_length, model.batch_tokens) == (32, 512 * 32)
 
 
+CHOICES = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}]}
+
+
+def write_task(folder, name, rows, **how):
+    """A task of lm-eval's on these rows; its file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}}}
+    (folder / "task.yaml").write_text(yaml.safe_dump({"task": name, **data, "test_split": "test", **how}))
+    return folder / "task.yaml"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command", ["--model hf --model_args pretrained=hf,dtype=float32", "--model hybridlm --model_args run=run"]
 )
 def test_command_line(run, tmp_path, command):
     pytest.importorskip("accelerate", reason="lm-eval's hf adapter imports accelerate: pip install accelerate")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text[:40]}) + "\n" for text in PROSE[:4]))
-    task = {
-        "task": "three_choices",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{text}}",
-        "doc_to_choice": ["oak", "water", "305"],
-        "doc_to_target": 1,
-        "metric_list": [{"metric": "acc"}],
-    }
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "task.yaml").write_text(yaml.safe_dump(task))
+    asked = {"doc_to_text": "{{text}}", "doc_to_choice": ["oak", "water", "305"], "doc_to_target": 1}
+    write_task(tmp_path / "tasks", "three_choices", [{"text": text[:40]} for text in PROSE[:4]], **CHOICES, **asked)
     line = f"run {command} --tasks three_choices --include_path tasks --device cpu --output_path out"
     alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}  # training leaves it behind
     command_line = [sys.executable, "-m", "hybridlm.eval.lm_eval_cli", *line.split()]
@@ -116,7 +116,7 @@ def test_both_models_score_tasks_of_the_catalogue_alike(tmp_path, tokenizer, cac
             if isinstance(value, float):
                 assert found["hybridlm"][task][name] == pytest.approx(value, rel=1e-4, abs=1e-4), (task, name)
     bits = found["hf"]["squad_recall"]["gold_bpb,none"]
-    assert bits > 0 and bits != pytest.approx(found["hf"]["squad_recall_512_twice"]["gold_bpb,none"], rel=1e-4)
+    assert bits > 0 and bits != pytest.approx(found["hf"]["squad_recall_512_twice"]["gold_bpb,none"], rel=1e-3)
 
 
 def test_rolling_windows_have_one_bos(tmp_path, tokenizer, monkeypatch, no_index):
@@ -124,18 +124,9 @@ def test_rolling_windows_have_one_bos(tmp_path, tokenizer, monkeypatch, no_index
     pytest.importorskip("accelerate", reason="lm-eval's hf adapter imports accelerate: pip install accelerate")
     make_run(tmp_path, tokenizer, 256)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in PROSE[:3]))
-    task = {
-        "task": "prose",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
-        "test_split": "test",
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{text}}",
-        "metric_list": [{"metric": "bits_per_byte"}],
-    }
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    asked = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+    rows = [{"text": text} for text in PROSE[:3]]
+    write_task(tmp_path, "prose", rows, metric_list=[{"metric": "bits_per_byte"}], **asked)
     bits = []
     for model, where in (("hf", "pretrained=hf,dtype=float32"), ("hybridlm", "run=run")):
         given = ["--model", model, "--model_args", where, "--tasks", "task.yaml", "--output_path", model]
@@ -178,30 +169,11 @@ def test_missing_files_end_the_command_with_one_line(tmp_path, tokenizer, monkey
 QUESTIONS = [{"q": f"oak {i}", "choices": ["water", "oak"], "a": 1} for i in range(4)]
 
 
-def three_questions(folder, **changes):
-    """A task of four questions with solved ones from among them."""
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
-    task = {
-        "task": "oaks",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
-        "test_split": "test",
-        "fewshot_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{q}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{a}}",
-        "metric_list": [{"metric": "acc"}],
-        **changes,
-    }
-    (folder / "task.yaml").write_text(yaml.safe_dump(task))
-    return folder / "task.yaml"
-
-
 @pytest.fixture
 def asked(run, tmp_path, monkeypatch, capsys, no_index):
     """Puts four questions to a run by lm-eval's command line; what it printed to stderr if it ended with code 1."""
-    task = three_questions(tmp_path)
+    how = {"doc_to_text": "{{q}}", "doc_to_choice": "{{choices}}", "doc_to_target": "{{a}}", "fewshot_split": "test"}
+    task = write_task(tmp_path, "oaks", QUESTIONS, **CHOICES, **how)
     monkeypatch.chdir(tmp_path)
 
     def ask(*options, args="run=run"):

@@ -43,6 +43,18 @@ for own_head in (True, False):
     for unit in [*model.layers(), *([model.lm_head] if own_head else []), model]:
         fully_shard(unit)
     check(model, model)
+with torch.device("meta"):
+    model = hybrid()
+for unit in [*model.layers(), model]:
+    fully_shard(unit)
+model.to_empty(device="cpu")
+torch.manual_seed(0)
+model.init_weights()
+whole = {name: p.full_tensor() for name, p in model.named_parameters()}
+assert all(p.isfinite().all() for p in whole.values())
+for name, p in plain.named_parameters():
+    if "A_log" in name or "norm" in name or "dt_bias" in name:
+        torch.testing.assert_close(whole[name], p, msg=name)
 model = hybrid()
 check(torch.nn.parallel.DistributedDataParallel(model), model)
 model = hybrid()

@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hybridlm.lm.mixers import MIXERS
-from hybridlm.tests.model.helpers import build, tokens
+from hybridlm.tests.model.helpers import Logits, build, tokens
 from hybridlm.tests.oracles import assert_close
-
-
-class Logits(nn.Module):
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids):
-        return self.model(ids).logits
 
 
 @torch.no_grad()

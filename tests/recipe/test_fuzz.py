@@ -67,15 +67,19 @@ def what_is_wrong_with(code: int, said: str) -> str | None:
     return None
 
 
+def outcome(run: Callable[[Any], str | None], given: Any) -> str | None:
+    """What `run` finds wrong, an exception that it lets through included."""
+    try:
+        return run(given)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:300]}"
+
+
 def failures(texts: Iterator[str], run: Callable[[str], str | None]) -> list[str]:
     """What went wrong with which text."""
     found = []
     for i, text in enumerate(texts):
-        try:
-            wrong = run(text)
-        except Exception as error:
-            wrong = f"{type(error).__name__}: {str(error)[:300]}"
-        if wrong:
+        if wrong := outcome(run, text):
             found.append(f"mutant {i}: {wrong}")
     return found
 
@@ -148,11 +152,7 @@ def test_accepted_recipes_train_into_finite_losses_or_say_why_not(seed, corpus, 
     for i, recipe in enumerate(accepted(seed, 60, bases, tmp_path)):
         recipe.name = f"mutant-{i}"
         tried += 1
-        try:
-            ended = trained(recipe)
-        except Exception as error:
-            ended = f"{type(error).__name__}: {str(error)[:300]}"
-        if ended:
+        if ended := outcome(trained, recipe):
             wrong.append(f"{ended}\n{(tmp_path / 'mutant.yaml').read_text()}")
     assert wrong == []
     assert tried > 3

@@ -40,10 +40,6 @@ class Attention(Mixer):
             head = options.qk_norm == "head"
             self.q_norm = RMSNorm(self.head_dim if head else q, shape.norm_eps, shape.zero_centered_norms)
             self.k_norm = RMSNorm(self.head_dim if head else kv, shape.norm_eps, shape.zero_centered_norms)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        self.projection.reset(self)
 
     def forward(self, x: Tensor, sequences: Context, state: KVState | None = None) -> Mixed:
         q, k, v, gate = self._project(x, sequences)

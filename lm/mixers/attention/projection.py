@@ -24,9 +24,6 @@ class Projection(Protocol):
 
     def build(self, mixer: Any, options: AttentionConfig, d_model: int) -> None: ...
 
-    def reset(self, mixer: Any) -> None:
-        """Initialise what is no linear layer."""
-
     def __call__(self, mixer: Any, x: Tensor) -> Projected: ...
 
     def entries(self, mixer: Any) -> int:
@@ -44,9 +41,6 @@ class Trained:
 
     def build(self, mixer: Any, options: AttentionConfig, d_model: int) -> None:
         mixer.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=options.bias != "none")
-
-    def reset(self, mixer: Any) -> None:
-        pass
 
     def __call__(self, mixer: Any, x: Tensor) -> Projected:
         q, k, v = mixer.qkv_proj(x).split(self.widths, -1)
@@ -68,11 +62,8 @@ class Frozen:
 
     def build(self, mixer: Any, options: AttentionConfig, d_model: int) -> None:
         rows = self.widths[0] if self.tied else sum(self.widths)
-        mixer.register_buffer("qk_weight", torch.empty(rows, d_model))
+        mixer.register_buffer("qk_weight", torch.randn(rows, d_model) / math.sqrt(d_model))
         mixer.v_proj = nn.Linear(d_model, self.widths[1], bias=False)
-
-    def reset(self, mixer: Any) -> None:
-        nn.init.normal_(mixer.qk_weight, std=1 / math.sqrt(mixer.qk_weight.shape[1]))
 
     def __call__(self, mixer: Any, x: Tensor) -> Projected:
         qk = F.linear(x, mixer.qk_weight)
