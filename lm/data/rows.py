@@ -1,5 +1,6 @@
 """Rows of JSON, Parquet and hub data sets."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,8 @@ PATIENCE = 1000  # rows, after which a field that none of them has counts as mis
 
 
 def read_rows(source: "SourceConfig", files: list[Path]) -> Iterator[dict[str, Any]]:
-    """Rows of `files`, or of a hub data set, as a stream; of Parquet the text, the id and the field of `select` alone.
+    """Rows of `files`, or of a hub data set, as a stream; of Parquet the text, the id and the field of
+    `select` alone.
 
     A row that lacks a field has None there. Raises ConfigError when all lack it, DataError for what cannot be read.
     """
@@ -40,14 +42,18 @@ def _with_fields(source: "SourceConfig", rows: Iterable[dict[str, Any]]) -> Iter
     for index, row in enumerate(rows):
         if missing:
             missing -= row.keys()
-            columns = columns or sorted(row)
+            columns = columns or [*row]
             if missing and index + 1 == PATIENCE:
                 break
         yield asked | row
     if missing and columns:
-        label = "text_field" if source.text_field in missing else "select.field"
-        field = source.text_field if source.text_field in missing else source.select.field
-        raise ConfigError(f"{label}={field!r} is in no row; columns of the first: {', '.join(columns)}")
+        raise _absent(source, missing, columns)
+
+
+def _absent(source: "SourceConfig", missing: set[str], columns: Iterable[str]) -> ConfigError:
+    label = "text_field" if source.text_field in missing else "select.field"
+    field = source.text_field if source.text_field in missing else source.select.field
+    return ConfigError(f"{label}={field!r} is in no row; columns of the first: {', '.join(sorted(columns))}")
 
 
 def _json_rows(source: "SourceConfig", path: Path) -> Iterator[dict[str, Any]]:
@@ -104,12 +110,24 @@ def _parquet_rows(source: "SourceConfig", path: Path) -> Iterator[dict[str, Any]
 
 
 def _hub_rows(source: "SourceConfig") -> Iterator[dict[str, Any]]:
+    """Of a set that lies in Parquet, as most do, other columns are not read: files may disagree about them."""
     import datasets
 
     name, _, config = str(source.path).partition(":")
+    given = {"split": source.split, "streaming": True}
     try:
-        for row in datasets.load_dataset(name, config or None, split=source.split, streaming=True):
+        rows = datasets.load_dataset(name, config or None, **given)
+        first = next(iter(rows), {})
+        if first and (missing := _asked(source) - first.keys()):
+            raise _absent(source, missing, first)
+        wanted = [column for column in first if column in {*_asked(source), "id"}]
+        if len(wanted) < len(first):
+            with contextlib.suppress(ValueError):  # of a format that has rows, not columns
+                rows = datasets.load_dataset(name, config or None, columns=wanted, **given)
+        for row in rows:
             yield dict(row)
+    except ConfigError:
+        raise
     except Exception as error:  # the library raises dozens of types, of its own and of HTTP clients
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(

@@ -50,11 +50,28 @@ def test_a_hub_set_is_streamed(monkeypatch):
 
     def load(*args, **options):
         asked.append((args, options))
-        return iter(ROWS)
+        if "columns" in options:
+            raise ValueError("BuilderConfig JsonConfig doesn't have a 'columns' key.")
+        return ROWS
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert ids(format="hub", path="owner/set:small", split="validation", max_bytes=13) == ["d0", "d1", "d2"]
-    assert asked == [(("owner/set", "small"), {"split": "validation", "streaming": True})]
+    assert all(one[0] == ("owner/set", "small") for one in asked)
+    assert all(one[1].items() >= {"split": "validation", "streaming": True}.items() for one in asked)
+
+
+def test_columns_of_a_hub_set_that_nobody_asked_for_may_disagree(tmp_path):
+    """A folder is read as a set on the hub is: `u` is null in one file and text in the other, `more` is in one."""
+    files = [
+        pa.table({"text": ["a", "b"], "year": [1, 2], "u": pa.array([None, None], pa.null())}),
+        pa.table({"text": ["c"], "year": [3], "u": ["x"], "more": [1]}),
+    ]
+    for i, table in enumerate(files):
+        pq.write_table(table, tmp_path / f"train-{i:05d}.parquet")
+    found = read(format="hub", path=str(tmp_path), select={"field": "year", "min": 2})
+    assert [(one.text, one.meta) for one in found] == [("b", {"year": 2}), ("c", {"year": 3})]
+    with pytest.raises(UserError, match=r"text_field='body' is in no row; columns of the first: text, u, year"):
+        read(format="hub", path=str(tmp_path), text_field="body", max_bytes=1)
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):
