@@ -202,9 +202,20 @@ class GGUF:
             "clean_up_tokenization_spaces": False,
             **{key: tokens[i] for key, i in ids.items() if i is not None},
         }
-        if chat := self._get("tokenizer.chat_template"):
+        if chat := self._chat_templates():
             settings["chat_template"] = chat
         return fast, settings
+
+    def _chat_templates(self) -> str | list[dict[str, str]] | None:
+        """As tokenizer_config.json has them: the only one, or all with their names."""
+        only = self._get("tokenizer.chat_template")
+        named = {
+            name: self._get(f"tokenizer.chat_template.{name}") for name in self._get("tokenizer.chat_templates", ())
+        }
+        if not named:
+            return only
+        found = {**({"default": only} if only else {}), **dict(sorted(named.items()))}
+        return [{"name": name, "template": text} for name, text in found.items()]
 
     def _around(self, name: str, id: int | None) -> tuple[int, ...]:
         """The token of this name if it stands at its end of every prompt."""

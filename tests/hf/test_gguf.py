@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hybridlm.lm.hf import load_pretrained, save_pretrained
+from hybridlm.lm.hf.chat import ChatTemplate
 from hybridlm.lm.hf.importing import import_checkpoint
 from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.llamas import ids, save
@@ -47,6 +48,7 @@ def write(path: Path, model, tokenizer: dict, quant: QUANT = QUANT.F32, **metada
         writer.add_float32(f"llama.{key}", value)
     if (frequencies := metadata.pop("frequencies", None)) is not None:
         writer.add_tensor("rope_freqs.weight", frequencies)
+    chat = metadata.pop("chat", "{{ messages[0].content }}")
     for key, value in metadata.items():
         getattr(writer, f"add_{key}")(value)
     vocab = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].__getitem__)
@@ -57,7 +59,7 @@ def write(path: Path, model, tokenizer: dict, quant: QUANT = QUANT.F32, **metada
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
-    writer.add_chat_template("{{ messages[0].content }}")
+    writer.add_chat_template(chat)
     if "tokenizer_pre" not in metadata:
         writer.add_tokenizer_pre("gpt-2")
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -181,6 +183,13 @@ def test_the_tokenizer_and_its_template(tmp_path, make):
         assert run.tokenizer().encode(text) == expected == kept(text, add_special_tokens=False).input_ids
     assert (run.tokenizer().bos_id, run.tokenizer().eos_id) == (0, 1)
     assert kept.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+
+
+def test_templates_with_names_are_kept_with_them(tmp_path, make):
+    chat = [{"name": "default", "template": "plain"}, {"name": "rag", "template": "with documents"}]
+    make(metadata={"chat": chat})
+    run = import_checkpoint(tmp_path / "x.gguf", tmp_path / "run")
+    assert ChatTemplate.of(run).templates == {"default": "plain", "rag": "with documents"}
 
 
 @pytest.mark.parametrize(
