@@ -287,7 +287,7 @@ def _json(companions: Mapping[str, bytes], name: str) -> dict[str, Any]:
 class StreamDecoder:
     """Text of a growing list of ids, piece by piece, never cutting a UTF-8 character.
 
-    The pieces and the final `flush` joined are the decoded whole.
+    The pieces and the final `flush` joined are the decoded whole, if its bytes are UTF-8.
     """
 
     def __init__(self, tokenizer: Tokenizer, behind: Iterable[int] = ()):
