@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from pydantic import Field, create_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridlm.kernels.operator import OPERATORS
 from hybridlm.lm import HybridLM, Recipe
@@ -118,3 +118,14 @@ def assert_same_state(found: Cache, expected: Cache, bound: float = FORWARD) -> 
         assert mine.tensors().keys() == other.tensors().keys()
         for name, tensor in other.tensors().items():
             assert_close(mine.tensors()[name], tensor, bound, f"state {name} of layer {i}")
+
+
+class Logits(nn.Module):
+    """A model that gives a tensor, as torch.export wants it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        return self.model(ids).logits

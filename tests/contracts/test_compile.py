@@ -14,12 +14,12 @@ from hybridlm.tests.contracts.harness import (
     GRADIENT,
     Build,
     Builder,
+    Logits,
     assert_same_gradients,
     gradients,
     scores,
     tokens,
 )
-from hybridlm.tests.model.helpers import Logits
 from hybridlm.tests.oracles import assert_close
 
 SHORT, LONG = (3, 4, 5), (40, 57, 70)

@@ -1,7 +1,6 @@
 """Small models for these tests."""
 
 import torch
-from torch import nn
 
 from hybridlm.lm import HybridLM
 from hybridlm.lm.recipe.model import ModelConfig
@@ -21,14 +20,3 @@ def build(seed: int = 0, **options) -> HybridLM:
 
 def tokens(B: int, T: int, vocab: int = 61, seed: int = 0) -> torch.Tensor:
     return torch.randint(vocab, (B, T), generator=torch.Generator().manual_seed(seed))
-
-
-class Logits(nn.Module):
-    """A model that gives a tensor, as torch.export wants it."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids):
-        return self.model(ids).logits

@@ -5,7 +5,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hybridlm.lm.mixers import MIXERS
-from hybridlm.tests.model.helpers import Logits, build, tokens
+from hybridlm.tests.contracts.harness import Logits
+from hybridlm.tests.model.helpers import build, tokens
 from hybridlm.tests.oracles import assert_close
 
 
