@@ -9,6 +9,11 @@ if __name__ != "kernels":  # transformers looks for another package of this name
         gated_linear_attention_step,
     )
     from .gated_scan import gated_scan, gated_scan_flops, gated_scan_step
+    from .head_routed_attention import (
+        head_routed_attention,
+        head_routed_attention_flops,
+        head_routed_attention_step,
+    )
     from .operator import Recurrence, available_backends, operators
     from .short_conv import short_conv, short_conv_step
 
@@ -25,6 +30,9 @@ __all__ = [
     "gated_scan",
     "gated_scan_flops",
     "gated_scan_step",
+    "head_routed_attention",
+    "head_routed_attention_flops",
+    "head_routed_attention_step",
     "operators",
     "short_conv",
     "short_conv_step",

@@ -16,7 +16,15 @@ from torch import Tensor
 from .shared.sequences import Sequences, rows
 
 LIBRARY = torch.library.Library("hybridlm", "FRAGMENT")
-TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", int: "int", bool: "bool", Sequences: "SymInt[]?"}
+TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    float: "float",
+    int: "int",
+    bool: "bool",
+    tuple[int, ...]: "SymInt[]",
+    Sequences: "SymInt[]?",
+}
 WRITTEN = "state"  # the argument that a step updates in place
 
 Call = Callable[[Any, str], Any]
@@ -44,6 +52,10 @@ class Signature:
         written = {name: "Tensor(a!)" for name in self.names if name == WRITTEN}
         return ", ".join(f"{written.get(name, TYPES[kind])} {name}" for name, kind in self.fields.items())
 
+    def results(self) -> str:
+        """One tensor, or an output and a final state, as `blank` says."""
+        return "Tensor" if get_type_hints(self.make.blank)["return"] is Tensor else "(Tensor, Tensor)"
+
     def flat(self, x: Any) -> list[Any]:
         """Sequences are their bounds, None where they are rows."""
         return [value.bounds if isinstance(value, Sequences) else value for value in x]
@@ -55,6 +67,8 @@ class Signature:
             if kind is Sequences:
                 batch, tokens = flat[0].shape[:2]
                 given[name] = rows(batch, tokens) if given[name] is None else _documents(tuple(given[name]))
+            elif kind == tuple[int, ...]:
+                given[name] = tuple(given[name])
         return self.make(**given)
 
     def blank(self, *flat: Any) -> Any:
@@ -85,27 +99,31 @@ def trace_step(name: str, arguments: type, run: Call) -> Call:
 
 
 def trace_operator(name: str, arguments: type, run: Call) -> Call:
-    """The same for an operator, whose results are a tensor and the final state, and for its gradient."""
+    """The same for an operator, whose results are a tensor, or that and the final state, and for its gradient."""
     signature = Signature(arguments)
 
-    def forward(*flat: Any) -> tuple[Tensor, Tensor]:
-        o, state = run(signature.whole(flat[:-1]), flat[-1])
-        return o.contiguous(), state.contiguous()
+    results = signature.results()
+    n_results = results.count("Tensor")
+
+    def forward(*flat: Any) -> Any:
+        found = run(signature.whole(flat[:-1]), flat[-1])
+        return found.contiguous() if isinstance(found, Tensor) else tuple(x.contiguous() for x in found)
 
     def gradients(*flat: Any) -> list[Tensor]:
-        *given, backend, do, dstate = flat
+        (*given, backend), dresults = flat[:-n_results], flat[-n_results:]
         with torch.enable_grad():
             leaves = {name: x.detach().requires_grad_() for name, x in signature.tensors(given).items()}
-            results = run(signature.whole(given)._replace(**leaves), backend)
-        return [x.contiguous() for x in torch.autograd.grad(results, tuple(leaves.values()), (do, dstate))]
+            found = run(signature.whole(given)._replace(**leaves), backend)
+        return [x.contiguous() for x in torch.autograd.grad(found, tuple(leaves.values()), dresults)]
 
     def blank_gradients(*flat: Any) -> list[Tensor]:
-        given = signature.tensors(flat[:-3]).values()
+        given = signature.tensors(flat[: -1 - n_results]).values()
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
 
-    op = define(f"{name}({signature.schema()}, str backend) -> (Tensor, Tensor)", forward, signature.blank)
+    op = define(f"{name}({signature.schema()}, str backend) -> {results}", forward, signature.blank)
+    dresults = ", ".join(f"Tensor dresult{i}" for i in range(n_results))
     backward = define(
-        f"{name}_backward({signature.schema()}, str backend, Tensor do, Tensor dstate) -> Tensor[]",
+        f"{name}_backward({signature.schema()}, str backend, {dresults}) -> Tensor[]",
         gradients,
         blank_gradients,
     )
@@ -115,11 +133,11 @@ def trace_operator(name: str, arguments: type, run: Call) -> Call:
         ctx.save_for_backward(*given.values())
         ctx.given, ctx.others = list(given), [None if isinstance(x, Tensor) else x for x in inputs]
 
-    def differentiate(ctx: Any, do: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, *dresults: Tensor) -> tuple[Tensor | None, ...]:
         saved = dict(zip(ctx.given, ctx.saved_tensors, strict=True))
         names = [*signature.fields, "backend"]
         flat = [saved.get(name, other) for name, other in zip(names, ctx.others, strict=True)]
-        grads = dict(zip(ctx.given, backward(*flat, do, dstate), strict=True))
+        grads = dict(zip(ctx.given, backward(*flat, *dresults), strict=True))
         return tuple(grads.get(name) for name in names)
 
     torch.library.register_autograd(op, differentiate, setup_context=save, lib=LIBRARY)
