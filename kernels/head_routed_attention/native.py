@@ -11,11 +11,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..native.library import OPS, NativeCall, NativeKernel, empty, implement, kernel_dtype
 from ..shared.checks import state_dtype
-from .arguments import RoutedArguments
+from .arguments import RoutedArguments, RoutedStepArguments
 
 _PROBLEM = ("q", "k", "v", "gate", "strides", "windows", "sinks", "lse", "o")
 FORWARD = NativeKernel("hybridlm_head_routed_attention_forward", *_PROBLEM, "pairs")
 BACKWARD = NativeKernel("hybridlm_head_routed_attention_backward", *_PROBLEM, "dout", "dq", "dk", "dv", "dgate")
+STEP = NativeKernel("hybridlm_head_routed_attention_step", "q", "k", "v", "gate", "seen", "strides", "o")
 
 OPS.define(
     "head_routed_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? gate, int[] sink, int[] window, int[] bounds) "
@@ -35,6 +36,21 @@ def run(x: RoutedArguments) -> Tensor:
     dtype = x.q.dtype
     q, k, v = (a.to(kernel_dtype(dtype)) for a in (x.q, x.k, x.v))
     return _RoutedAttention.apply(q, k, v, x.gate, x.sink, x.window, x.sequences.starts).to(dtype)  # type: ignore[misc]
+
+
+def step(x: RoutedStepArguments) -> Tensor:
+    """As the reference's."""
+    dtype, (N, H, D), (S, kv_heads) = x.q.dtype, x.q.shape, x.k.shape[1:3]
+    q, k, v = (a.to(kernel_dtype(dtype)) for a in (x.q, x.k, x.v))
+    q, (k, v) = q.contiguous(), (a if a.stride(3) == 1 else a.contiguous() for a in (k, v))
+    o = torch.empty_like(q)
+    STEP(
+        NativeCall(q.dtype, [n * S for n in range(N + 1)], heads=kv_heads, K=D, V=D, group=H // kv_heads, scale=D**-0.5),
+        q=q, k=k, v=v, gate=x.gate.to(state_dtype(dtype)).contiguous(),
+        seen=None if x.seen is None else x.seen.contiguous(),
+        strides=torch.tensor([stride for a in (k, v) for stride in a.stride()[:3]]), o=o,
+    )  # fmt: skip
+    return o.to(dtype)
 
 
 def computed_scores(x: RoutedArguments) -> int:

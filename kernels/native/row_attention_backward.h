@@ -17,7 +17,8 @@ struct RowTask {
 };
 
 constexpr int64_t MOST_TILES = 64;  // that a task holds at once
-constexpr int64_t LEAST_TASKS = 16;
+constexpr int64_t TASKS = 16;         // that are wanted
+constexpr int64_t LEAST_TILES = 12;   // of a part: its sums are written, read and added
 
 // Largest first. A unit that is a large share of the work is cut.
 template <class Plan>
@@ -30,7 +31,8 @@ std::vector<RowTask> row_tasks(const Plan& plan, int64_t* sums) {
     for (int64_t u = 0; u < plan.units(); u++) {
         int64_t tiles = tiles_of(plan.rows(u));
         if (!tiles) continue;
-        int64_t parts = std::clamp<int64_t>(int64_t(std::ceil(LEAST_TASKS * work[u] / all - 1e-6)), 1, tiles);
+        int64_t wanted = int64_t(std::ceil(TASKS * work[u] / all - 1e-6));
+        int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, tiles / LEAST_TILES));
         bool straight = parts == 1 && tiles <= MOST_TILES;
         for (int64_t part = 0; part < parts; part++) {
             tasks.push_back({u, part, parts, straight ? -1 : *sums, work[u] / double(parts)});
@@ -41,19 +43,16 @@ std::vector<RowTask> row_tasks(const Plan& plan, int64_t* sums) {
     return tasks;
 }
 
-template <class T, class In, int FIXED, class Plan>
+template <class T, class In, class Plan>
 class RowBackward {
-    static constexpr int KEYS = 64, L = LANES<T>;
+    static constexpr int KEYS = BACKWARD_KEYS;
     const RowProblem<T, In>& x;
     const Plan& plan;
     T *all_dk, *all_dv;  // sums of tasks that do not go straight to the results
-    Width<T, FIXED> width;
+    const int64_t width, most_tiles;
     Arena arena;
-    int64_t most_tiles;
-    T *q, *dout, *dq, *lse, *delta;   // of the rows held: [rows, width] three times, [rows] twice
-    T *p, *ds;                        // [TILE, KEYS]
-    T *k, *k_panels, *v_panels, *v;   // [KEYS, width]; panels [width, PANEL]
-    T *dk, *dv;                       // [KEYS, width]
+    T *q, *dout, *dq, *lse, *delta;                           // of the rows held
+    T *p, *ds, *k, *k_panels, *v_panels, *v, *dk, *dv;  // as in BackwardTile
     Row* row;
     Seen* seen;
     int* count;  // rows of each tile
@@ -62,10 +61,10 @@ class RowBackward {
 
     void take() {
         int64_t rows = most_tiles * TILE;
-        for (T** held : {&q, &dout, &dq}) *held = arena.take<T>(rows * width());
+        for (T** held : {&q, &dout, &dq}) *held = arena.take<T>(rows * width);
         for (T** number : {&lse, &delta}) *number = arena.take<T>(rows);
         for (T** scores : {&p, &ds}) *scores = arena.take<T>(TILE * KEYS);
-        for (T** keys : {&k, &k_panels, &v_panels, &v, &dk, &dv}) *keys = arena.take<T>(KEYS * width());
+        for (T** keys : {&k, &k_panels, &v_panels, &v, &dk, &dv}) *keys = arena.take<T>(KEYS * width);
         row = arena.take<Row>(rows);
         seen = arena.take<Seen>(rows);
         count = arena.take<int>(most_tiles);
@@ -74,7 +73,7 @@ class RowBackward {
 
    public:
     RowBackward(const RowProblem<T, In>& x, const Plan& plan, int64_t most_tiles, T* all_dk, T* all_dv)
-        : x(x), plan(plan), all_dk(all_dk), all_dv(all_dv), width{x.width()}, most_tiles(most_tiles) {
+        : x(x), plan(plan), all_dk(all_dk), all_dv(all_dv), width(x.width()), most_tiles(most_tiles) {
         take();
         arena.allocate();
         take();
@@ -97,34 +96,34 @@ class RowBackward {
     void gather(int64_t u, int64_t tile, int64_t held) {
         int64_t r0 = held * TILE;
         count[held] = tile_rows(plan, u, tile, row + r0, seen + r0);
-        std::memset(dq + r0 * width(), 0, TILE * width() * sizeof(T));
+        std::memset(dq + r0 * width, 0, TILE * width * sizeof(T));
         for (int64_t i = r0; i < r0 + TILE; i++) {
             if (i >= r0 + count[held]) {  // no row: exponentials and gradients of 0
-                std::memset(q + i * width(), 0, width() * sizeof(T));
-                std::memset(dout + i * width(), 0, width() * sizeof(T));
+                std::memset(q + i * width, 0, width * sizeof(T));
+                std::memset(dout + i * width, 0, width * sizeof(T));
                 lse[i] = std::numeric_limits<T>::max() / 4, delta[i] = 0;
                 continue;
             }
             T gate = x.gate_of(row[i]);
-            load_row<T>(x.q.at(row[i]), x.D, x.exponent(), q + i * width(), width());
-            load_row<T>(x.o.at(row[i]), x.D, 1, dv, width());  // dv is free here
-            load_row<T>(x.dout.at(row[i]), x.D, 1, dout + i * width(), width());
+            load_row<T>(x.q.at(row[i]), x.D, x.exponent(), q + i * width, width);
+            load_row<T>(x.o.at(row[i]), x.D, 1, dv, width);  // dv is free here
+            load_row<T>(x.dout.at(row[i]), x.D, 1, dout + i * width, width);
             Vec<T> sum = {};
-            for (int64_t d = 0; d < width(); d += L) {
-                sum += vec(dv + d) * vec(dout + i * width() + d);
-                vec(dout + i * width() + d) *= gate;
+            for (int64_t d = 0; d < width; d += LANES<T>) {
+                sum += vec(dv + d) * vec(dout + i * width + d);
+                vec(dout + i * width + d) *= gate;
             }
             delta[i] = sum_of<T>(sum);
             lse[i] = x.lse[x.number(row[i])];
             if (x.dgate) x.dgate[x.number(row[i])] = delta[i] / gate;
         }
-        finite[held] = all_finite(q + r0 * width(), TILE * width()) && all_finite(dout + r0 * width(), TILE * width());
+        finite[held] = all_finite(q + r0 * width, TILE * width) && all_finite(dout + r0 * width, TILE * width);
     }
 
     void scatter(int64_t held) {
         for (int64_t t = 0; t < held; t++)
             for (int64_t i = t * TILE; i < t * TILE + count[t]; i++)
-                store_row<T>(dq + i * width(), x.D, x.scale, x.dq.at(row[i]));
+                store_row<T>(dq + i * width, x.D, x.scale, x.dq.at(row[i]));
     }
 
     void keys(const RowTask& task, int64_t held, int j0, bool first) {
@@ -135,104 +134,59 @@ class RowBackward {
                 if (j0 + KEYS <= block.begin() || j0 >= block.end()) continue;
                 block.at(j0, KEYS, PANEL<T>);
                 if (!std::exchange(any, true)) load_keys(task.unit, j0);
-                if (!block.edge)
-                    tile<false, false>(block, t);
-                else if (finite[t] && finite_keys)
-                    tile<true, false>(block, t);
-                else
-                    tile<true, true>(block, t);
+                add_gradients(tile(t), block, !finite[t] || !finite_keys);
             }
         store_keys(task, j0, any, first);
     }
 
+    BackwardTile<T> tile(int64_t t) const {
+        int64_t first = t * TILE, at = first * width;
+        return {width, q + at, dout + at, lse + first, delta + first, dq + at, p, ds, k, k_panels, v_panels, dk, dv};
+    }
+
     void load_keys(int64_t u, int64_t j0) {
         for (int c = 0; c < KEYS; c += PANEL<T>) {
-            PackedKeys<T>::load(x, x.k, plan, u, j0 + c, k + c * width());
-            PackedKeys<T>::load(x, x.v, plan, u, j0 + c, v + c * width());
-            transpose<T>(PANEL<T>, width(), k + c * width(), width(), k_panels + c * width(), PANEL<T>);
-            transpose<T>(PANEL<T>, width(), v + c * width(), width(), v_panels + c * width(), PANEL<T>);
+            PackedKeys<T>::load(x, x.k, plan, u, j0 + c, k + c * width);
+            PackedKeys<T>::load(x, x.v, plan, u, j0 + c, v + c * width);
+            transpose<T>(PANEL<T>, width, k + c * width, width, k_panels + c * width, PANEL<T>);
+            transpose<T>(PANEL<T>, width, v + c * width, width, v_panels + c * width, PANEL<T>);
         }
-        finite_keys = all_finite(k, KEYS * width());
-        std::memset(dk, 0, KEYS * width() * sizeof(T));
-        std::memset(dv, 0, KEYS * width() * sizeof(T));
+        finite_keys = all_finite(k, KEYS * width);
+        std::memset(dk, 0, KEYS * width * sizeof(T));
+        std::memset(dv, 0, KEYS * width * sizeof(T));
     }
 
     void store_keys(const RowTask& task, int64_t j0, bool any, bool first) {
         int64_t n = std::min<int64_t>(KEYS, plan.keys(task.unit) - j0);
         if (!any && !first && task.sums >= 0) return;
-        if (!any) std::memset(dk, 0, n * width() * sizeof(T)), std::memset(dv, 0, n * width() * sizeof(T));
+        if (!any) std::memset(dk, 0, n * width * sizeof(T)), std::memset(dv, 0, n * width * sizeof(T));
         if (task.sums < 0) {
             store(task.unit, j0, n, dk, dv);
             return;
         }
-        T *to_dk = all_dk + (task.sums + j0) * width(), *to_dv = all_dv + (task.sums + j0) * width();
+        T *to_dk = all_dk + (task.sums + j0) * width, *to_dv = all_dv + (task.sums + j0) * width;
         if (first) {
-            std::memcpy(to_dk, dk, n * width() * sizeof(T)), std::memcpy(to_dv, dv, n * width() * sizeof(T));
+            std::memcpy(to_dk, dk, n * width * sizeof(T)), std::memcpy(to_dv, dv, n * width * sizeof(T));
         } else {
-            for (int64_t i = 0; i < n * width(); i += L) vec(to_dk + i) += vec(dk + i), vec(to_dv + i) += vec(dv + i);
+            for (int64_t i = 0; i < n * width; i += LANES<T>) vec(to_dk + i) += vec(dk + i), vec(to_dv + i) += vec(dv + i);
         }
     }
 
     void store(int64_t u, int64_t j0, int64_t n, const T* from_dk, const T* from_dv) {
         for (int64_t j = 0; j < n; j++) {
             Row key = plan.key(u, j0 + j);
-            store_row<T>(from_dk + j * width(), x.D, T(0.6931471805599453), x.dk.at(key));  // q is log2(e) too large
-            store_row<T>(from_dv + j * width(), x.D, 1, x.dv.at(key));
+            store_row<T>(from_dk + j * width, x.D, T(0.6931471805599453), x.dk.at(key));  // q is log2(e) too large
+            store_row<T>(from_dv + j * width, x.D, 1, x.dv.at(key));
         }
-    }
-
-    template <bool EDGE, bool CAREFUL>
-    void tile(const Block& block, int64_t t) {
-        const int64_t r0 = t * TILE;
-        const T *tile_q = q + r0 * width(), *tile_do = dout + r0 * width(), *tile_lse = lse + r0, *tile_delta = delta + r0;
-        auto none = [](int, int) { return Vec<T>{}; };
-        for (int c = 0; c < KEYS; c += PANEL<T>) {
-            int m0 = 0, m1 = block.groups * GROUP;  // the rows that see this panel
-            while (m0 < m1 && block.last[m0 / GROUP] <= c) m0 += GROUP;
-            while (m1 > m0 && block.first[m1 / GROUP - 1] > c) m1 -= GROUP;
-            for (int m = m0; m < m1; m += GROUP)  // exponential and softmax gradient happen on the registers
-                multiply_registers(int(width()), tile_q + m * width(), width(), 1, k_panels + c * width(), PANEL<T>,
-                                   none, [&](int i, int n, Vec<T> s) {
-                                       Vec<T> y = exp2<T>(s - tile_lse[m + i]);
-                                       if (EDGE) y = block.masked<T>(m + i, c + n * L, y, 0);
-                                       vec(p + (m + i) * KEYS + c + n * L) = y;
-                                   });
-            for (int m = m0; m < m1; m += GROUP)
-                multiply_registers(int(width()), tile_do + m * width(), width(), 1, v_panels + c * width(), PANEL<T>,
-                                   none, [&](int i, int n, Vec<T> dp) {
-                                       int64_t at = (m + i) * KEYS + c + n * L;
-                                       Vec<T> y = vec(p + at) * (dp - tile_delta[m + i]);
-                                       if (EDGE) y = block.masked<T>(m + i, c + n * L, y, 0);
-                                       vec(ds + at) = y;
-                                   });
-            auto sees = [&](int j, int m) { return block.sees(m0 + m, c + j); };
-            add<CAREFUL>(PANEL<T>, m1 - m0, p + m0 * KEYS + c, 1, KEYS, tile_do + m0 * width(), dv + c * width(), sees);
-            add<CAREFUL>(PANEL<T>, m1 - m0, ds + m0 * KEYS + c, 1, KEYS, tile_q + m0 * width(), dk + c * width(), sees);
-        }
-        for (int g = 0; g < block.groups; g++) {
-            int first = block.first[g], last = block.last[g], m0 = g * GROUP;
-            if (first < last)
-                add<CAREFUL>(GROUP, last - first, ds + m0 * KEYS + first, KEYS, 1, k + first * width(),
-                             dq + (r0 + m0) * width(), [&](int m, int j) { return block.sees(m0 + m, first + j); });
-        }
-    }
-
-    template <bool CAREFUL, class Sees>
-    [[gnu::always_inline]] void add(int rows, int depth, const T* a, int64_t row, int64_t col, const T* b, T* c,
-                                    Sees sees) {
-        if constexpr (CAREFUL)
-            accumulate_seen<false>(rows, width(), depth, a, row, col, b, c, width(), sees);
-        else
-            accumulate<false>(rows, width(), depth, a, row, col, b, c, width());
     }
 
    public:
     // dk and dv of a unit whose parts are done: their sums, in order.
     void finish(const RowTask& task, int64_t j0) {
         int64_t keys = plan.keys(task.unit), n = std::min<int64_t>(KEYS, keys - j0);
-        T *sum_dk = all_dk + (task.sums + j0) * width(), *sum_dv = all_dv + (task.sums + j0) * width();
+        T *sum_dk = all_dk + (task.sums + j0) * width, *sum_dv = all_dv + (task.sums + j0) * width;
         for (int64_t part = 1; part < task.parts; part++)
-            for (int64_t i = 0, from = part * keys * width(); i < n * width(); i += L)
+            for (int64_t i = 0, from = part * keys * width; i < n * width; i += LANES<T>)
                 vec(sum_dk + i) += vec(sum_dk + from + i), vec(sum_dv + i) += vec(sum_dv + from + i);
         store(task.unit, j0, n, sum_dk, sum_dv);
     }
@@ -249,15 +203,15 @@ void zero_keys(const RowProblem<T, In>& x, const Plan& plan) {
         }
 }
 
-template <int FIXED, class T, class In, class Plan>
-void backward_rows(const RowProblem<T, In>& x, const Plan& plan) {
+template <class T, class In, class Plan>
+void row_attention_backward(const RowProblem<T, In>& x, const Plan& plan) {
     int64_t sums;
     std::vector<RowTask> tasks = row_tasks(plan, &sums);
     Scratch<T> dk(sums * x.width()), dv(sums * x.width());
     int64_t most_tiles = 1;
     for (const RowTask& task : tasks)
         most_tiles = std::max(most_tiles, std::min(MOST_TILES, tiles_of(plan.rows(task.unit)) / task.parts + 1));
-    using Worker = RowBackward<T, In, FIXED, Plan>;
+    using Worker = RowBackward<T, In, Plan>;
     auto worker = [&](int64_t tiles) { return std::make_unique<Worker>(x, plan, tiles, dk.get(), dv.get()); };
     parallel(
         x.threads, int64_t(tasks.size()), [&] { return worker(most_tiles); },
@@ -270,11 +224,6 @@ void backward_rows(const RowProblem<T, In>& x, const Plan& plan) {
         x.threads, int64_t(finish.size()), [&] { return worker(1); },
         [&](Worker& worker, int64_t i) { worker.finish(finish[i].first, finish[i].second); });
     zero_keys(x, plan);
-}
-
-template <class T, class In, class Plan>
-void row_attention_backward(const RowProblem<T, In>& x, const Plan& plan) {
-    by_width<T>(x.width(), [&](auto width) { backward_rows<width()>(x, plan); });
 }
 
 }  // namespace hybridlm

@@ -42,6 +42,10 @@ class Scratch {
 
 template <class T>
 Vec<T> larger(Vec<T> a, Vec<T> b) {  // b where one is a NaN
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+    if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+#endif
     return a > b ? a : b;
 }
 
