@@ -84,26 +84,29 @@ struct Backward {
         }
     }
 
-    // Exponential and softmax gradient happen on the registers of the product.
+    // Exponential and softmax gradient happen on the registers of the product. Pointers are local: vectors alias all.
     void scores(int m, int c) {
+        T* p = x.p + m * KEYS + c;
+        const T* lse = x.lse + m;
         multiply_registers(
             int(width()), x.q + m * width(), width(), 1, x.k_panels + c * width(), PANEL<T>,
             [](int, int) { return Vec<T>{}; },
             [&](int i, int n, Vec<T> s) {
-                Vec<T> y = exp2<T>(s - x.lse[m + i]);
+                Vec<T> y = exp2<T>(s - lse[i]);
                 if (EDGE) y = block.masked<T>(m + i, c + n * L, y, 0);
-                vec(x.p + (m + i) * KEYS + c + n * L) = y;
+                vec(p + i * KEYS + n * L) = y;
             });
     }
     void gradients(int m, int c) {
+        T *p = x.p + m * KEYS + c, *ds = x.ds + m * KEYS + c;
+        const T* delta = x.delta + m;
         multiply_registers(
             int(width()), x.dout + m * width(), width(), 1, x.v_panels + c * width(), PANEL<T>,
             [](int, int) { return Vec<T>{}; },
             [&](int i, int n, Vec<T> dp) {
-                int64_t at = (m + i) * KEYS + c + n * L;
-                Vec<T> y = vec(x.p + at) * (dp - x.delta[m + i]);
+                Vec<T> y = vec(p + i * KEYS + n * L) * (dp - delta[i]);
                 if (EDGE) y = block.masked<T>(m + i, c + n * L, y, 0);
-                vec(x.ds + at) = y;
+                vec(ds + i * KEYS + n * L) = y;
             });
     }
 
