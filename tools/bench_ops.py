@@ -2,8 +2,9 @@
 
 All sides of a comparison run in one process, in turn, so that a busy machine slows them alike: a row shows each side's
 fastest run and the median of the paired ratios. The share of the peak counts the recurrence's own products (6 K V FLOPs
-per token and head for the gated delta rule, 4 K V for gated linear attention, a backward pass twice that) against the
-machine's torch.mm, measured in the same thread setting and dtype; what a backend multiplies beyond them is its cost.
+per token and head for the gated delta rule, 4 K V for gated linear attention, a backward pass twice that; of attention
+the active pairs') against the machine's torch.mm, measured in the same thread setting and dtype; what a backend
+multiplies beyond them is its cost.
 """
 
 import statistics
@@ -64,10 +65,12 @@ def bench_ops(
     repeats: int = 30,
     sweep: tuple[int, ...] = SWEEP,
     chunk_size: int = 64,
+    only: str = "",
     console: Console | None = None,
 ) -> dict[str, list[dict]]:
-    """Measure and print. Returns {"peak": GFLOP/s of torch.mm, "rows": comparisons, "sweep": cost per token over T}."""
+    """Measure the operators whose names begin with `only`, and print. Returns {"peak": GFLOP/s of torch.mm, "rows": comparisons, "sweep": cost per token over T}."""
     console = console or PlainConsole()
+    cases = [case for case in CASES if case.name.startswith(only)]
     result: dict[str, list[dict]] = {"peak": [], "rows": [], "sweep": []}
     for n in threads:
         with _threads(n):
@@ -75,13 +78,13 @@ def bench_ops(
             result["peak"] += [{"threads": n, "dtype": name, "gflops": x / 1e9} for name, x in peaks.items()]
             for name, x in peaks.items():
                 console.print(f"torch.mm 2048^3, {name}, {n} threads: {x / 1e9:.0f} GFLOP/s", highlight=False)
-            for case in CASES:
+            for case in cases:
                 for shape in case.shapes:
                     for dtype in DTYPES:
                         rows = list(_compare(case, shape, dtype, n, peaks[dtype], repeats, chunk_size))
                         _print_rows(rows, console)
                         result["rows"] += map(asdict, rows)
-            lengths = _sweep(CASES[0], sweep, n, max(3, repeats // 4), chunk_size) if sweep else []
+            lengths = _sweep(CASES[0], sweep, n, max(3, repeats // 4), chunk_size) if sweep and CASES[0] in cases else []
             _print_lengths(lengths, console)
             result["sweep"] += map(asdict, lengths)
     return result
@@ -149,7 +152,10 @@ def _calls(ops: list[Callable[[], Tensor]], inputs: Inputs, backward: bool) -> l
         return [torch.no_grad()(op) for op in ops]
     with torch.no_grad():
         cotangents = [torch.randn_like(op()) for op in ops]
-    return [lambda op=op, do=do: torch.autograd.grad(op(), inputs, do) for op, do in zip(ops, cotangents, strict=True)]
+    return [  # a peer may leave an input unused
+        lambda op=op, do=do: torch.autograd.grad(op(), inputs, do, allow_unused=True)
+        for op, do in zip(ops, cotangents, strict=True)
+    ]
 
 
 def _seconds(call: Callable[[], object]) -> float:

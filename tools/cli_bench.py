@@ -37,12 +37,17 @@ def bench_ops(
     threads: Annotated[list[int] | None, typer.Option(min=1, max=1024, help="thread counts; default: 1 and 2")] = None,
     repeats: Annotated[int, typer.Option(min=2, max=MOST, help="alternating runs of each side")] = 30,
     chunk_size: Annotated[int, typer.Option(callback=_chunk, help="tokens per chunk of our side: 16, 32 or 64")] = 64,
+    only: Annotated[str, typer.Option(metavar="NAME", help="operators whose names begin so; default: all")] = "",
     json_file: JsonFile = None,
 ) -> None:
-    """Every operator's CPU backends against transformers and flash-linear-attention, in turn in one process."""
+    """Every operator's CPU backends against transformers, flash-linear-attention and PyTorch, in turn in one process."""
+    from .bench_cases import CASES
     from .bench_ops import bench_ops as measure
 
-    result = measure(tuple(threads or (1, 2)), repeats, chunk_size=chunk_size, console=console())
+    if not any(case.name.startswith(only) for case in CASES):
+        known = ", ".join(sorted({case.op.name for case in CASES}))
+        raise typer.BadParameter(f"no operator's name begins with {only!r}; there are: {known}", param_hint="--only")
+    result = measure(tuple(threads or (1, 2)), repeats, chunk_size=chunk_size, only=only, console=console())
     if json_file:
         json_file.write_text(json.dumps(result, indent=1))
 

@@ -21,16 +21,32 @@ def one_thread():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_backends_and_peer_compute_the_same(case):
     inputs = case.make(SHAPE, torch.float32)
-    peer = case.call_peer(inputs)()
+    peer = case.expected(inputs)
     assert "chunked" in case.backends()
     for backend in case.backends():
         assert_close(case.call(inputs, backend, 32)().reshape(peer.shape), peer, 1e-5, backend)
 
 
 def test_flops_of_the_recurrences():
-    flops = {case.name.partition(",")[0]: case.flops((1, 1, 1, 3, 5), False) for case in CASES}
+    flops = {case.op.name: case.flops((1, 1, 1, 3, 5), False) for case in CASES}
+    del flops["head_routed_attention"]
     assert flops == {"gated_delta_rule": 90, "gated_linear_attention": 60, "gated_scan": 0}
     assert CASES[0].flops((2, 7, 3, 3, 5), True) == 3 * 2 * 7 * 3 * 90
+
+
+def test_flops_of_attention_are_the_active_pairs():
+    routed = [case for case in CASES if case.op.name == "head_routed_attention"]
+    assert [case.flops((2, 3, 4, 5, 5), False) for case in routed] == [4 * 2 * 6 * 4 * 5 * a for a in (1, 0.75, 0.5)]
+    assert routed[0].flops((2, 3, 4, 5, 5), True) == 14 * 2 * 6 * 4 * 5
+
+
+def test_only_the_operators_asked_for_are_measured(monkeypatch):
+    measured = []
+    monkeypatch.setattr(module, "_compare", lambda case, *args: measured.append(case.name) or [])
+    monkeypatch.setattr(module, "_print_rows", lambda rows, console: None)
+    monkeypatch.setattr(module, "_mm_peak", lambda dtype: 1e11)
+    module.bench_ops((1,), only="gated_l", console=Console(file=io.StringIO()))
+    assert {name.partition(",")[0] for name in measured} == {"gated_linear_attention"}
 
 
 def test_rows_cover_every_backend_dtype_and_pass(monkeypatch):

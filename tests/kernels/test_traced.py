@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from hybridlm.kernels import gated_delta_rule, gated_linear_attention, gated_scan
+from hybridlm.kernels import gated_delta_rule, gated_linear_attention, gated_scan, head_routed_attention
 from hybridlm.kernels.shared.sequences import Sequences
 from hybridlm.tests.oracles import assert_close
 
@@ -86,4 +86,30 @@ def test_documents_have_the_operators_own_values_and_gradients(op, name):
     weights = [torch.randn_like(x) for x in expected]
     grads = [torch.autograd.grad(results, tensors, weights) for results in (found, expected)]
     for mine, theirs in zip((*found, *grads[0]), (*expected, *grads[1]), strict=True):
+        assert_close(mine.detach(), theirs.detach(), 1e-6)
+
+
+def routed_call(batch=B):
+    """q, k, v and a gate that is nowhere 0: opcheck moves it a little."""
+    return [leaf(batch, T, 2 * H, K), leaf(batch, T, H, K), leaf(batch, T, H, K), leaf(batch, T, 2 * H, low=0.5)]
+
+
+@pytest.mark.parametrize("seen", [((), ()), ((0, 1), (2, 3))], ids=str)
+def test_head_routed_attention_is_one_too(seen):
+    opcheck(OPS.head_routed_attention.default, (*routed_call(), *seen, None, "auto"), test_utils=CHECKS)
+
+
+def test_a_step_of_head_routed_attention_is_one_too():
+    q, k, v, gate = (x.detach() for x in routed_call())
+    given = (q[:, 0].contiguous(), k, v, gate[:, 0].contiguous(), torch.ones(B, T, dtype=torch.bool), "auto")
+    opcheck(OPS.head_routed_attention_step.default, given, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_documents_of_head_routed_attention_have_its_own_values_and_gradients():
+    tensors, bounds = routed_call(1), (0, 2, T)
+    found = OPS.head_routed_attention(*tensors, (1, 0), (2, 3), bounds, "auto")
+    expected = head_routed_attention(*tensors, sink=[1, 0], window=[2, 3], sequences=Sequences(1, T, bounds))
+    weight = torch.randn_like(expected)
+    grads = [torch.autograd.grad(o, tensors, weight) for o in (found, expected)]
+    for mine, theirs in zip((found, *grads[0]), (expected, *grads[1]), strict=True):
         assert_close(mine.detach(), theirs.detach(), 1e-6)

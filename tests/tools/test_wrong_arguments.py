@@ -108,6 +108,7 @@ WRONG = {
     "synthetic mqar/mini optim.epochs=1 --out file": "file",
     "mqar mqar/mini optim.epochs=0": "optim.epochs: Input should be greater than 0",
     "bench ops --chunk-size 7": "7 is not 16, 32 or 64",
+    "bench ops --only nothing": "no operator's name begins with 'nothing'",
     "bench ops --threads 0": "Invalid value for '--threads'",
     "bench ops --repeats -1": "Invalid value for '--repeats'",
     "bench ops --json folder": "'folder' is a folder; give a file",
