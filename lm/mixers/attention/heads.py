@@ -205,7 +205,7 @@ class QueryNormRouter(RoutedHeads):
 
     def normalised(self, scores: Tensor) -> Tensor:
         """By the unbiased standard deviation over the routed heads, at least norm_eps (not in the paper's text)."""
-        if self.options.normalise == "none" or self.choices < 2:
+        if self.options.normalise == "none" or self.choices < 2 or not scores.numel():
             return scores
         return scores / scores.std(-1, keepdim=True).clamp(min=self.options.norm_eps)
 
@@ -237,4 +237,4 @@ def _scaled_softmax(logits: Tensor, used: Tensor | None = None) -> Tensor:
 
 
 def _on_device(sequences: Context, numbers: tuple[int, ...]) -> Tensor:
-    return torch.tensor(numbers, device=sequences.device)
+    return torch.tensor(numbers, dtype=torch.int64, device=sequences.device)
