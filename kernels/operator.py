@@ -78,7 +78,7 @@ class Step(Function[P, Tensor]):
             with torch.no_grad():
                 return self._traced(x, backend)
         run = self.choose(backend, x.device)
-        with torch.no_grad(), _without_autocast(x.device):
+        with torch.no_grad(), without_autocast(x.device):
             return run(x)
 
 
@@ -107,7 +107,7 @@ class Operator(Function[P, R], Generic[P, R, S, F]):
         if nothing is not None:
             return nothing
         x.check_values()
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             return run(x)
 
 
@@ -142,7 +142,7 @@ def available_backends(op: str, device: torch.device | None = None) -> dict[str,
 _AS_IT_IS = nullcontext()
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Entered at every call: torch.autocast itself takes as long as a small step, so only where there is one to end."""
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):  # meta knows no autocast
         return _AS_IT_IS

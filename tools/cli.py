@@ -23,10 +23,10 @@ from .arguments import (
     open_run,
 )
 from .cli_bench import bench_app
+from .cli_convert import convert_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bench_app, name="bench")
-convert_app = typer.Typer(help="Make a run of a checkpoint from elsewhere.", no_args_is_help=True)
 app.add_typer(convert_app, name="convert")
 
 
@@ -172,31 +172,21 @@ def synthetic(
     run_synthetic(recipe, overrides or [], jobs, only, out, console())
 
 
-@convert_app.command("llama", help="The same as `convert checkpoint`, by its first name.")
-@convert_app.command("checkpoint")
-def convert_checkpoint(
-    src: Annotated[str, typer.Argument(metavar="SRC", help="a checkpoint folder with config.json, or a .gguf file")],
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="the run folder to make")],
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as stored")] = None,
-) -> None:
-    """Llama, Mistral, Qwen2, Qwen3, Qwen3.5 or OLMo Hybrid from disk: a run to score, to sample from or to train on."""
-    from .convert import convert_checkpoint as convert
-
-    convert(src, dst, dtype, console())
-
-
 @app.command()
 def export(
     run: RunFolder,
     dst: Annotated[Path, typer.Argument(metavar="DST", help="the folder to make")],
     format: Annotated[str, typer.Option(help="auto, llama, olmo_hybrid, qwen3_5 or hybridlm")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as trained")] = None,
+    drop_heads: Annotated[
+        bool, typer.Option("--drop-heads", help="all heads where a router chose some: another function, a Llama again")
+    ] = False,
 ) -> None:
     """Write a run as a folder that transformers loads: Llama family, OLMo Hybrid, Qwen3.5, or our own model type."""
     open_run(run)
     from .export import export_run
 
-    export_run(run, dst, format, dtype, console())
+    export_run(run, dst, format, dtype, console(), drop_heads)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..shared.sequences import tracing
 from .arguments import RoutedArguments
 
 BLOCK = 256  # tokens whose queries are computed together
@@ -37,7 +38,7 @@ def _block(a: int, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, arguments: Rou
     """The queries of the tokens from a on, q [N, C, H, D], against the keys up to the last of them."""
     (N, C, H, D), kv_heads, r = q.shape, k.shape[2], arguments.group
     active = _by_key_head(gate.detach() != 0, kv_heads)  # [N, H_kv, C r]
-    width = int(active.sum(-1).amax())
+    width = C * arguments.group if tracing() else int(active.sum(-1).amax())
     order = active.byte().argsort(stable=True, descending=True)[..., :width]  # the active ones first, by token
     t, index = a + order // r, order[..., None].expand(-1, -1, -1, D)
     queries = _by_key_head(q, kv_heads).gather(2, index)

@@ -6,6 +6,7 @@ A run folder keeps the dtype that the weights were stored in, so that an export 
 
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from functools import reduce
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..data.files import write_atomically
 from ..data.tokenizer import JSON_FILE, Tokenizer
+from ..mixers.attention.head_options import HeadsConfig
 from ..model import HybridLM
 from ..parts.errors import Caution, ConfigError
 from ..parts.float32 import Float32Module
@@ -29,16 +31,20 @@ from .families import hybridlm
 from .families.stacked import SavedTensor, Stacked
 from .folders import check_free, whole_folder
 from .formats import family_of, tensors_of
-from .opening import Shards, open_source
+from .heads import with_heads
+from .opening import RunFolder, open_source
 from .source import ModelSource, Weights, check, check_float16
 from .streaming import write_safetensors
 
 
-def import_checkpoint(src: str | Path, dst: str | Path, dtype: torch.dtype | None = None) -> Run:
-    """Make the run folder `dst` of a checkpoint: a folder of safetensors, or a .gguf file.
+def import_checkpoint(
+    src: str | Path, dst: str | Path, dtype: torch.dtype | None = None, heads: HeadsConfig | None = None
+) -> Run:
+    """Make the run folder `dst` of a checkpoint: a folder of safetensors, a .gguf file, or the newest one of a run.
 
-    dtype: of the weights on disk; None keeps each as it is stored, float32 where it was quantised. Training the run
-    goes on from these weights with a new optimizer. The folder is written aside and renamed when it is whole. Raises
+    dtype: of the weights on disk; None keeps each as it is stored, float32 where it was quantised. heads: which ones a
+    token uses from then on, see `with_heads`; the weights stay as they are. Training the run goes on from these weights
+    with a new optimizer; the recipe of a run is kept. The folder is written aside and renamed when it is whole. Raises
     ConfigError or CheckpointError, before anything is written, when the source is not whole or of a model type that is
     not read, or there is something at `dst`.
     """
@@ -46,6 +52,8 @@ def import_checkpoint(src: str | Path, dst: str | Path, dtype: torch.dtype | Non
     check_free(dst)
     source = open_source(src)
     model, plan = _plan(source)
+    if heads is not None:
+        model = with_heads(model, heads, src)
     with whole_folder(dst) as folder:
         source.write_tokenizer(folder / "tokenizer")
         _check_rows(source, folder / "tokenizer", model.vocab_size)
@@ -54,7 +62,10 @@ def import_checkpoint(src: str | Path, dst: str | Path, dtype: torch.dtype | Non
         step.mkdir(parents=True)
         layout = {row.name: (row.shape, types[row.name]) for row in plan}
         write_safetensors(step / "model.safetensors", layout, _join(source, plan))
-        recipe = _recipe(source, dst, model, set(types.values()))
+        if isinstance(source, RunFolder):
+            recipe = _recipe_again(source.run, dst, model)
+        else:
+            recipe = _recipe(source, dst, model, set(types.values()))
         state = {"format": FORMAT, "step": 0, "architecture": recipe.model.model_dump(mode="json"), "extra": {}}
         write_atomically(step / "state.json", json.dumps(state, indent=1).encode())
         write_atomically(folder / "recipe.yaml", recipe.to_yaml().encode())
@@ -71,20 +82,32 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype | None = None) -> Hy
     dtype: of the parameters; None takes the widest that is stored. Parameters that a mixer keeps in float32 stay so.
     Raises ConfigError or CheckpointError as `import_checkpoint` does.
     """
-    path = Path(path).expanduser()
-    if (path / "recipe.yaml").is_file():
-        run = Run(path)
-        weights: Weights = Shards(run.newest_checkpoint(), ["model.safetensors"])
-        model = run.recipe.model
-        own = (Stacked(row.name, (SavedTensor(row.name, row.shape),)) for row in hybridlm.tensors(model))
-        return _fill(model, weights, check(weights, own), dtype)
     source = open_source(path)
     model, plan = _plan(source)
     return _fill(model, source, plan, dtype)
 
 
-def _plan(source: ModelSource) -> tuple[ModelConfig, list[Stacked]]:
+def read_model(path: str | Path) -> ModelConfig:
+    """The model that `load_pretrained` would load, without its weights. Raises as that does."""
+    return _plan(open_source(path))[0]
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer that an import would keep. Raises ConfigError where there is none."""
+    source = open_source(path)
+    if isinstance(source, RunFolder):
+        return source.run.tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        source.write_tokenizer(Path(folder) / "tokenizer")
+        return Tokenizer.load(Path(folder) / "tokenizer", imported=True).for_rows(_plan(source)[0].vocab_size)
+
+
+def _plan(source: ModelSource | RunFolder) -> tuple[ModelConfig, list[Stacked]]:
     """The model that a source describes, and where each of its tensors comes from, both checked."""
+    if isinstance(source, RunFolder):
+        model = source.run.recipe.model
+        own = (Stacked(row.name, (SavedTensor(row.name, row.shape),)) for row in hybridlm.tensors(model))
+        return model, check(source, own)
     try:
         family = family_of(source.config)
         ConfigFile.parse(source.config, where="config.json")
@@ -97,7 +120,7 @@ def _plan(source: ModelSource) -> tuple[ModelConfig, list[Stacked]]:
     return model, check(source, tensors_of(family, model, source.stored))
 
 
-def _check_rows(source: ModelSource, folder: Path, rows: int) -> None:
+def _check_rows(source: ModelSource | RunFolder, folder: Path, rows: int) -> None:
     """A word where tokens were added and the embedding not resized.
 
     Raises ConfigError where other tokens, or those around every prompt, have no row.
@@ -146,6 +169,21 @@ def _fill(model: ModelConfig, source: Weights, plan: list[Stacked], dtype: torch
     return net.eval()
 
 
+def _recipe_again(run: Run, dst: Path, model: ModelConfig) -> Recipe:
+    """The recipe of a run for another one with its weights; an import's has the tokenizer of its own folder."""
+    recipe = run.recipe.model_dump(mode="json", exclude={"grid"})
+    recipe |= {"name": _name(dst), "model": model.model_dump(exclude_unset=True)}
+    recipe["train"]["out"] = str(dst)
+    path = run.recipe.data.tokenizer.path
+    if path is not None and Path(path).resolve() == (run.folder / "tokenizer").resolve():
+        recipe["data"]["tokenizer"]["path"] = str(dst.resolve() / "tokenizer")
+    return Recipe.parse(recipe, where=str(run.folder))
+
+
+def _name(dst: Path) -> str:
+    return re.sub(r"[^\w.-]+", "_", dst.name)
+
+
 def _recipe(source: ModelSource, dst: Path, model: ModelConfig, dtypes: set[torch.dtype]) -> Recipe:
     """How to score the imported model, and to go on training it until someone says better."""
     half = torch.float32 not in dtypes and torch.float64 not in dtypes
@@ -159,7 +197,7 @@ def _recipe(source: ModelSource, dst: Path, model: ModelConfig, dtypes: set[torc
         "out": str(dst),
     }
     recipe = {
-        "name": re.sub(r"[^\w.-]+", "_", dst.name),
+        "name": _name(dst),
         "description": f"{IMPORTED}{source.path.name}; data.train stands for yours",
         "model": model.model_dump(exclude_unset=True),
         "data": {

@@ -1,5 +1,6 @@
-"""Opening a checkpoint from elsewhere: a folder of safetensors, read tensor by tensor, or a .gguf file."""
+"""Opening a checkpoint: a folder of safetensors, read tensor by tensor, a .gguf file, or a run of this project."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..parts.errors import CheckpointError, ConfigError
+from ..run import Run, has_tokenizer
 from .config_file import read_json
 from .gguf import GGUF
 from .source import ModelSource, Stored
@@ -21,14 +23,16 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
-def open_source(path: str | Path) -> ModelSource:
-    """A folder as save_pretrained writes it, or a .gguf file.
+def open_source(path: str | Path) -> "ModelSource | RunFolder":
+    """A folder as save_pretrained writes it, a .gguf file, or the newest checkpoint of a run.
 
     Raises ConfigError when there is neither, or an adapter beside it; CheckpointError when the files are not whole.
     """
     path = Path(path).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return GGUF(path)
+    if (path / "recipe.yaml").is_file():
+        return RunFolder(path)
     if adapter := next((name for name in ADAPTER if (path / name).is_file()), None):
         raise ConfigError(
             f"{path}: holds an adapter, {adapter}, which is not applied here; merge it with merge_and_unload of peft "
@@ -87,6 +91,19 @@ class Folder(Shards):
 
     def write_tokenizer(self, folder: Path) -> None:
         copy_tokenizer(self.path, self.config, folder)
+
+
+class RunFolder(Shards):
+    """A run's newest checkpoint, under our own names."""
+
+    def __init__(self, path: Path):
+        self.run = Run(path)
+        super().__init__(self.run.newest_checkpoint(), [SINGLE])
+
+    def write_tokenizer(self, folder: Path) -> None:
+        if not has_tokenizer(self.run.folder):
+            raise ConfigError(f"run {str(self.run.folder)!r}: has no tokenizer folder; restore it")
+        shutil.copytree(self.run.folder / "tokenizer", folder)
 
 
 def _index(path: Path) -> dict[str, str]:

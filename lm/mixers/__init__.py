@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MIXERS = Registry(
     {
         "attention": "attention:Attention",
+        "moh": "moh:MoH",
         "gated_deltanet": "gated_deltanet:GatedDeltaNet",
         "deltanet": "deltanet:DeltaNet",
         "gla": "gla:GLA",

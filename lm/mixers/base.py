@@ -69,6 +69,9 @@ class Mixer(Float32Module):
         """Bytes of the decoding state of one sequence after T tokens; `dtype` is that of the activations."""
         raise NotImplementedError
 
-    def on_step(self, stats: dict[str, Tensor]) -> dict[str, float]:
-        """Called once per optimizer step with the summed `stats`: update buffers, return telemetry to log by name."""
+    def on_step(self, stats: dict[str, Tensor]) -> dict[str, float | list[float]]:
+        """Called once per optimizer step with the summed `stats`: update buffers, return telemetry to log by name.
+
+        A list, one number per head, is logged where the step has a line on the console.
+        """
         return {}

@@ -1,5 +1,6 @@
 """Options of mixers and the sizes that follow from the model's. Nothing here needs torch: a recipe is read without."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
@@ -26,6 +27,11 @@ class MixerConfig(Strict):
     """`pre`: x + mixer(norm(x)); `post`: x + norm(mixer(x)), for the mixer and the FFN of this layer."""
     ffn_hidden: Size = FROM_MODEL
     """Hidden width of this layer's FFN; default: that of the model's `ffn` section."""
+
+    def in_model(self, index: int, layers: "Sequence[MixerConfig]") -> Self:
+        """These options, those of layer `index` of a model, where an option says something by layer: `layers` are the
+        options of all, in order of depth. Raises ValueError when they do not fit."""
+        return self
 
     def resolve(self, shape: ModelShape) -> Self:
         """A copy with every `Size` of the mixer finished. Raises ValueError when the sizes contradict."""

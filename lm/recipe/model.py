@@ -64,13 +64,18 @@ class BaseModelConfig(Strict):
     def layer_specs(self) -> list[LayerSpec]:
         """The layers in order, each with its mixer's resolved options. Raises ValueError with the fix."""
         layers = spelled_out(self.n_layers, self.remainder, pattern=self.pattern, ratio=self.ratio, layers=self.layers)
-        resolved: dict[str, LayerSpec] = {}
+        given: dict[str, LayerSpec] = {}
         for layer in layers:
-            if repr(layer) not in resolved:
-                resolved[repr(layer)] = self._spec(layer)
-        return [resolved[repr(layer)] for layer in layers]
+            if repr(layer) not in given:
+                given[repr(layer)] = self._given(layer)
+        specs = [given[repr(layer)] for layer in layers]
+        options = [spec.options for spec in specs]
+        own = [one.in_model(i, options) for i, one in enumerate(options)]
+        finished = {key: self._finished(one) for key, one in {id(one): one for one in own}.items()}
+        return [LayerSpec(spec.mixer, finished[id(one)]) for spec, one in zip(specs, own, strict=True)]
 
-    def _spec(self, layer: Layer) -> LayerSpec:
+    def _given(self, layer: Layer) -> LayerSpec:
+        """One layer with its options as the recipe has them."""
         if isinstance(layer, dict) and len(layer) != 1:
             raise ValueError(f"layers: {brief(layer)} is not one layer; write a name or {{name: {{option: value}}}}")
         name, own = (layer, {}) if isinstance(layer, str) else next(iter(layer.items()))
@@ -82,7 +87,7 @@ class BaseModelConfig(Strict):
                 options = type(options).parse({**options.model_dump(exclude_unset=True), **own}, where=f"layer {name}")
             except ConfigError as error:
                 raise ValueError(str(error)) from None
-        return LayerSpec(name, self._finished(options))
+        return LayerSpec(name, options)
 
     def _finished(self, options: MixerConfig) -> MixerConfig:
         hidden = options.ffn_hidden or (self.ffn.width(self.d_model) if self.ffn else 0)

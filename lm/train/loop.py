@@ -25,7 +25,7 @@ from .faults import on_main, together
 from .health import Health
 from .schedule import learning_rate
 from .signals import Signals, agreed, end
-from .telemetry import Telemetry
+from .telemetry import Logged, Telemetry
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Trainer:
         layers = self._notify_mixers(totals.stats)
         means = totals.means()
         self.health.count(result.applied, means["loss"])
-        record = {**means, "norm": result.grad_norm, "lr": lr, "skipped": self.skipped, **layers}
+        record: dict[str, Logged] = {**means, "norm": result.grad_norm, "lr": lr, "skipped": self.skipped, **layers}
         context = self.recipe.model.context
         record["tokens"] = self.loader.sequences * context  # of all steps, whatever their batches were
         tokens = self.recipe.train.batch * context
@@ -186,9 +186,9 @@ class Trainer:
         ids = batch.input_ids.to(self.engine.device)
         return self.engine.forward(input_ids=ids, labels=ids, sequences=batch.sequences, logits=False)
 
-    def _notify_mixers(self, stats: dict[int, dict[str, Tensor]]) -> dict[str, float]:
+    def _notify_mixers(self, stats: dict[int, dict[str, Tensor]]) -> dict[str, Logged]:
         """Let mixers update their buffers from the step's statistics; returns their telemetry."""
-        record = {}
+        record: dict[str, Logged] = {}
         for mixer in self.model.mixers():
             for name, value in mixer.on_step(stats.get(mixer.index, {})).items():
                 record[f"layer{mixer.index}/{name}"] = value

@@ -4,8 +4,10 @@ import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +21,9 @@ from .faults import on_main
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+Logged = float | list[float]
+"""A number, or one for each head of a layer."""
 
 
 class Telemetry:
@@ -63,20 +68,22 @@ class Telemetry:
         if self.board:
             self.board.close()
 
-    def train_step(self, step: int, record: dict[str, float], tokens: int, seconds: float, waited: float) -> None:
-        """Log one optimizer step of so many tokens; every `log_every` steps a line is printed."""
+    def train_step(self, step: int, record: dict[str, Logged], tokens: int, seconds: float, waited: float) -> None:
+        """Log one optimizer step of so many tokens; every `log_every` steps a line is printed, and lists are kept."""
         self.window.append((tokens, seconds, waited))
-        self._keep("train", step, {**record, "seconds": seconds})
+        shown = step % self.recipe.train.log_every == 0 or step in (1, self.recipe.train.steps)
+        kept = {name: value for name, value in record.items() if shown or not isinstance(value, list)}
+        self._keep("train", step, {**kept, "seconds": seconds})
         if self.progress:
             self.progress.update(self.task, completed=step)
-        if step % self.recipe.train.log_every == 0 or step in (1, self.recipe.train.steps):
+        if shown:
             on_main(lambda: self._report(step, record))
 
-    def _report(self, step: int, record: dict[str, float]) -> None:
+    def _report(self, step: int, record: dict[str, Any]) -> None:
         self._say(self.line(step, record))
         self.flush()
 
-    def line(self, step: int, record: dict[str, float]) -> str:
+    def line(self, step: int, record: dict[str, Any]) -> str:
         """The console line of a step: rates are means over the window."""
         tokens, seconds, waited = (sum(column) for column in zip(*self.window, strict=True))
         rate = tokens / seconds
@@ -117,12 +124,15 @@ class Telemetry:
             append_records(self.run.metrics_file, self.pending)
             self.pending = []
 
-    def _keep(self, kind: str, step: int, values: dict[str, float], key: str = "") -> None:
+    def _keep(self, kind: str, step: int, values: Mapping[str, Logged], key: str = "") -> None:
         if not self.main:
             return
         self.pending.append({"kind": f"{kind}/{key}" if key else kind, "step": step, "time": time.time(), **values})
         for name, value in values.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
+            if isinstance(value, list):  # a curve for each head would be hundreds of them
+                self.board.add_histogram(f"{kind}/{name}", np.array(value), step)
+            else:
+                self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def _say(self, text: str) -> None:
         if self.main:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridlm.lm.mixers import Mixed, Mixer
+from hybridlm.lm.mixers.moh import MoH
 from hybridlm.lm.mixers.options import MixerConfig
 from hybridlm.lm.model.decoder import HybridLM
 from hybridlm.lm.parts.context import Context
@@ -274,6 +275,14 @@ class CountsOneLength(LeakyMemory):
 
     def flops_per_token(self, T: int) -> float:
         return super().flops_per_token(128)
+
+
+class CountsAllHeads(MoH):
+    """Those that a token does not use are counted too."""
+
+    def flops_per_token(self, T: int) -> float:
+        unused = self.n_heads - self.heads.active
+        return super().flops_per_token(T) + 4 * self.visible.keys(T) * unused * self.head_dim
 
 
 class CountsOneDtype(LeakyMemory):

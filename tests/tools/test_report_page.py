@@ -280,3 +280,28 @@ def test_scores_of_one_task_under_several_conditions_have_rows_of_their_own_that
         ("100", "0.8000", "-", "all documents, 5-shot drawn by seed 1, 256 tokens"),
         ("100", "-", "0.6000", "all documents, 0-shot, 64 tokens"),
     ]
+
+
+def test_routed_heads_are_drawn_over_the_steps_and_told_by_layer(tmp_path):
+    run = make_run(tmp_path / "run", [])
+    file = run / "metrics.jsonl"
+    numbers = {"effective_heads": 2.0, "router_entropy": 1.0986, "balance": 1.5}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in lines:
+        if record["kind"] == "train" and record["step"] != 2:  # between two lines of the console
+            record["layer1/activation"] = [1.0, 0.25, 0.75, 1.0]
+            record["layer10/activation"] = [1.0, 1.0]
+            record["layer10/query_norm"] = [3.0, 4.0]
+            record |= {f"layer{layer}/{name}": value for layer in (1, 10) for name, value in numbers.items()}
+    file.write_text("".join(json.dumps(record) + "\n" for record in lines))
+    page = Page(write_page([run], tmp_path / "page.html"))
+    drawn = dict(page.images)
+    assert drawn["run: use of heads"].count(b"<!-- step") == 3
+    assert b"<!-- step 1 -->" in drawn["run: use of heads"] and b"<!-- step 4 -->" in drawn["run: use of heads"]
+    assert drawn["run: mean norm of queries"].count(b"<!-- step") == 1
+    assert page.row("1", "0.250") == ["0.750", "2.000", "1.099", "1.500"]
+    assert page.row("10", "1.000") == ["1.000", "2.000", "1.099", "1.500"]
+
+
+def test_a_run_without_routed_heads_has_no_section_of_them(page):
+    assert "#heads" not in page.addresses

@@ -89,3 +89,28 @@ def test_a_resume_with_another_batch_counts_tokens_on_and_purges_what_it_goes_ba
     shown = board.Scalars("train/lr")
     assert [event.step for event in shown] == [1, 2, 3, 4, 5]
     assert [event.value for event in shown] == pytest.approx([r["lr"] for r in steps])
+
+
+def test_the_use_of_heads_is_logged_where_a_line_is_printed_however_the_batch_is_cut(tiny_recipe, boards_in_order):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    routed = ["model.ratio=null", "model.pattern=[moh]", "model.moh={n_heads: 4, heads: {shared: 1, active: 2}}"]
+    steps = ["train.steps=5", "train.batch=4", "train.log_every=2", *routed]
+    run, cut = (
+        pretrain(Recipe.load(tiny_recipe, [*steps, f"name=by-{n}", f"train.micro_batch={n}"]), Console(quiet=True))
+        for n in (4, 1)
+    )
+    records, others = ([r for r in of.metrics() if r["kind"] == "train"] for of in (run, cut))
+    assert [r["step"] for r in records if "layer1/activation" in r] == [1, 2, 4, 5]
+    for record in records:
+        assert {"balance", "layer1/balance", "layer1/effective_heads", "layer1/router_entropy"} <= record.keys()
+    first = records[0]
+    assert first["layer0/activation"] == [1.0, 1.0, 0.0, 0.0]  # a new router: the first of equal ranks
+    assert first["balance"] == pytest.approx(0.01 * 1, rel=1e-5)  # one routed head in use
+    assert all(sum(r["layer1/activation"]) == pytest.approx(2) for r in records if "layer1/activation" in r)
+    for record, other in zip(records, others, strict=True):
+        assert record["balance"] == pytest.approx(other["balance"], rel=1e-3)
+        assert record["loss"] == pytest.approx(other["loss"], abs=2e-4)
+    board = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    assert [event.step for event in board.Histograms("train/layer1/activation")] == [1, 2, 4, 5]
+    assert [event.step for event in board.Scalars("train/layer1/effective_heads")] == [1, 2, 3, 4, 5]

@@ -11,6 +11,7 @@ from ...lm.data.files import write_atomically
 from . import sections
 from .collect import RunView, SweepView, collect
 from .panels import Section
+from .routing import routed_heads
 
 TEMPLATE = Path(__file__).parent / "page.html"
 
@@ -26,6 +27,7 @@ def write_page(folders: list[Path], target: Path) -> Path:
         sections.losses,
         sections.validation,
         sections.during_training,
+        routed_heads,
         sections.benchmarks,
         sections.needles,
         sections.positions,

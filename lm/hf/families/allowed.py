@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ...mixers import MIXERS
+from ...parts.errors import brief
 from ...parts.strict import Strict
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _option(path: str, option: str, values: list[Any], known: Known) -> Iterator
 
 
 def differs(name: str, value: Any, needed: str) -> str:
-    return f"{name} is {value!r}, needs {needed}"
+    return f"{name} is {brief(value, 200)}, needs {needed}"
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...parts.errors import ConfigError
 from .allowed import EVERYWHERE, KnownOptions, differs, distinct, joined, refusals
 from .llama_members import ARCHITECTURES, Architecture, architecture_of, choose_member
+from .llama_moh import is_published_moh, published_heads
 from .llama_rope import ROPE, rope_parameters, rope_section
 from .llama_windows import window_keys, windows_of
 from .stacked import Stacked, ffn, linear, vector, whole
@@ -37,7 +38,7 @@ KNOWN = joined(
             by_layer=("window",),
             given={"rope": "RoPE"},
             among={"qk_norm": ("none", "head"), "bias": ("none", "qkv", "all")},
-            fixed={"norm": "pre", "gate": False, "freeze_qk": False, "tie_qk": False},
+            fixed={"norm": "pre", "gate": False, "freeze_qk": False, "tie_qk": False, "heads": None},
         ),
         "attention.rope": ROPE,
     },
@@ -64,6 +65,8 @@ def recipe_section(config: dict[str, Any]) -> dict[str, Any]:
         "dropout": config.get("attention_dropout") or 0.0,
         "rope": rope_section(config),
     }
+    if is_published_moh(config):
+        attention["heads"] = published_heads(heads)
     windows = windows_of(config, architecture)
     if len(set(windows)) == 1:
         layers: dict[str, Any] = {"pattern": ["attention"]}
@@ -104,9 +107,10 @@ def hf_config(model: "BaseModelConfig") -> dict[str, Any]:
     Dropout on the embedding and the z-loss belong to training and are left out. Raises ConfigError that names what
     every member lacks.
     """
-    if found := list(_differences(model)):
-        raise ConfigError(f"format llama: {'; '.join(found)}; use hybridlm")
     layers = _attention_layers(model)
+    if found := list(_differences(model)):
+        drop = ", or ask for all heads to be used (--drop-heads)" if any(layer.heads for layer in layers) else ""
+        raise ConfigError(f"format llama: {'; '.join(found)}; use hybridlm{drop}")
     first, windows = layers[0], [layer.window for layer in layers]
     kind = choose_member(model, first, windows)
     architecture = ARCHITECTURES[kind]

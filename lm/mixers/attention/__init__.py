@@ -1,4 +1,4 @@
-"""Softmax attention: what is projected, what is visible, what is remembered."""
+"""Softmax attention: what is projected, what is visible, which heads look, what is remembered."""
 
 from typing import TYPE_CHECKING
 

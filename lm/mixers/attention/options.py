@@ -1,6 +1,7 @@
 """Options of attention."""
 
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -8,11 +9,14 @@ from ...parts.ranges import LONGEST
 from ...parts.rope_config import RopeConfig
 from ...parts.shape import ModelShape
 from ..options import FROM_MODEL, MixerConfig, Size, SizeOfPairs, head_sizes
+from .head_options import HeadsConfig
 
 
 class AttentionConfig(MixerConfig):
     """Heads default to width 64 (a quarter of d_model below 256); `rope: null` leaves positions out."""
 
+    section: ClassVar[str] = "attention"
+    """Its name in recipes."""
     n_heads: Size = FROM_MODEL
     n_kv_heads: Size = FROM_MODEL
     head_dim: SizeOfPairs = FROM_MODEL
@@ -33,30 +37,57 @@ class AttentionConfig(MixerConfig):
     tie_qk: bool = False
     """With freeze_qk: one projection for both, which makes the mean of W_q W_k^T a multiple of the identity."""
     rope: RopeConfig | None = RopeConfig()
+    heads: HeadsConfig | None = None
+    """Which heads a token uses; null: all."""
+
+    def in_model(self, index: int, layers: Sequence[MixerConfig]) -> Self:
+        if self.heads is None:
+            return self
+        routed = [other for other in layers if isinstance(other, AttentionConfig) and other.heads is not None]
+        peers = [i for i, other in enumerate(layers) if other is self or self._alike(other)]
+        heads = self.heads.in_model(peers.index(index), len(peers), len(routed), self.section)
+        return self.model_copy(update={"heads": heads})
+
+    def _alike(self, other: MixerConfig) -> bool:
+        return type(other) is type(self) and getattr(other, "heads", None) == self.heads
 
     def resolve(self, shape: ModelShape) -> Self:
+        name = self.section
         head_dim, n_heads = head_sizes(shape.d_model, self.head_dim, self.n_heads)
         n_kv_heads = self.n_kv_heads or n_heads
         if n_heads % n_kv_heads:
-            raise ValueError(f"attention.n_kv_heads: {n_kv_heads} does not divide n_heads={n_heads}; use a divisor")
+            raise ValueError(f"{name}.n_kv_heads: {n_kv_heads} does not divide n_heads={n_heads}; use a divisor")
         if self.freeze_qk and self.qk_norm != "none":
-            raise ValueError(f"attention.qk_norm: the gains of {self.qk_norm!r} would train; use none with freeze_qk")
+            raise ValueError(f"{name}.qk_norm: the gains of {self.qk_norm!r} would train; use none with freeze_qk")
         if self.freeze_qk and self.bias != "none":
-            raise ValueError(f"attention.bias: {self.bias!r} would train biases of q and k; use none with freeze_qk")
+            raise ValueError(f"{name}.bias: {self.bias!r} would train biases of q and k; use none with freeze_qk")
         if self.freeze_qk and self.gate:
-            raise ValueError("attention.gate: is one matrix with the projections to q and k; use false with freeze_qk")
+            raise ValueError(f"{name}.gate: is one matrix with the projections to q and k; use false with freeze_qk")
         if self.tie_qk and not (self.freeze_qk and n_kv_heads == n_heads):
             raise ValueError(
-                "attention.tie_qk: needs freeze_qk and as many key heads as query heads, got "
+                f"{name}.tie_qk: needs freeze_qk and as many key heads as query heads, got "
                 f"freeze_qk={self.freeze_qk}, n_heads={n_heads}, n_kv_heads={n_kv_heads}"
             )
+        heads = None if self.heads is None else self._heads(self.heads, n_heads, n_kv_heads)
         if self.rope and self.rope.fraction == 1 and head_dim % 2:
-            raise ValueError(
-                f"attention.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one or rope: null"
-            )
+            raise ValueError(f"{name}.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one or rope: null")
         if self.rope and (not (turning := self.rope.width(head_dim)) or turning % 2):
             raise ValueError(
-                f"attention.rope.fraction: {self.rope.fraction} of head_dim={head_dim} turns {turning} channels, RoPE "
+                f"{name}.rope.fraction: {self.rope.fraction} of head_dim={head_dim} turns {turning} channels, RoPE "
                 "rotates pairs; use a fraction that makes it even and at least 2"
             )
-        return self.model_copy(update={"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim})
+        sizes = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+        return self.model_copy(update={**sizes, "heads": heads})
+
+    def _heads(self, heads: HeadsConfig, n_heads: int, n_kv_heads: int) -> HeadsConfig:
+        if self.dropout:
+            raise ValueError(
+                f"{self.section}.dropout: {self.dropout} of the attention weights, which routed heads do not form; "
+                "use 0 or heads: null"
+            )
+        if self.freeze_qk and heads.router == "query_norm":
+            raise ValueError(
+                f"{self.section}.heads.router: 'query_norm' routes by queries that freeze_qk never trains; use moh, or "
+                "freeze_qk: false"
+            )
+        return heads.resolve(n_heads, n_kv_heads, self.section)

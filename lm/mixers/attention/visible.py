@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ....kernels.head_routed_attention import head_routed_attention, head_routed_attention_step
 from ....kernels.shared.sequences import HOST
 from ....kernels.softmax_attention import causal_attention, grouped_attention
 from ...parts.context import Context
+from .heads import HeadGate
 from .options import AttentionConfig
 from .state import KVState
 
@@ -29,9 +31,14 @@ class Causal:
         """Tokens remembered of T."""
         return T
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, sequences: Context, dropout: float) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, gate: HeadGate | None, sequences: Context, dropout: float
+    ) -> Tensor:
         """Over the tokens of this call alone, which begin their sequences."""
-        return causal_attention(q, k, v, sequences=sequences, window=self.window, dropout=dropout)
+        if gate is not None and not gate.everywhere:
+            return head_routed_attention(q, k, v, gate.weight, window=self.window, sequences=sequences)
+        o = causal_attention(q, k, v, sequences=sequences, window=self.window, dropout=dropout)
+        return o if gate is None else gate.times(o)
 
     def remember(self, state: KVState, k: Tensor, v: Tensor, sequences: Context) -> None:
         """Store this call's keys and values [B, T, H_kv, D]."""
@@ -41,17 +48,24 @@ class Causal:
         kept = sequences.once(_kept, None)
         state.write(kept.end, kept.row, kept.slot, k.flatten(0, 1), v.flatten(0, 1))
 
-    def continued(self, state: KVState, q: Tensor, k: Tensor, v: Tensor, sequences: Context) -> Tensor:
+    def continued(
+        self, state: KVState, q: Tensor, k: Tensor, v: Tensor, gate: HeadGate | None, sequences: Context
+    ) -> Tensor:
         """Over what the state holds and the tokens of this call, which are remembered."""
         if torch.is_grad_enabled() or not self._in_place(sequences):
-            return self._beside(state, q, k, v, sequences)
+            o = self._beside(state, q, k, v, sequences)
+            return o if gate is None else gate.times(o)
         self.remember(state, k, v, sequences)
         keys, values = (x.to(q.dtype) for x in state.held())
         if sequences.tokens == 1 and sequences.same_past is not None:
-            return grouped_attention(q, keys, values)
-        rows = sequences.once(_rows)
-        seen = sequences.once(_seen_after, self.window, keys.shape[1])
-        return rows.gathered(grouped_attention(rows.spread(q), keys, values, seen))
+            if gate is not None and not gate.everywhere:
+                return head_routed_attention_step(q[:, 0], keys, values, gate.weight[:, 0])[:, None]
+            o = grouped_attention(q, keys, values)
+        else:
+            rows = sequences.once(_rows)
+            seen = sequences.once(_seen_after, self.window, keys.shape[1])
+            o = rows.gathered(grouped_attention(rows.spread(q), keys, values, seen))
+        return o if gate is None else gate.times(o)
 
     def _in_place(self, sequences: Context) -> bool:
         """Whether the call's keys can be written first, so that queries see all they need in the state itself."""

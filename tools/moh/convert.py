@@ -1,0 +1,65 @@
+"""`hybridlm convert llama --moh`: a checkpoint as a run whose tokens use some of the heads."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ...eval.console import stage
+from ...lm.hf.folders import check_free
+from ...lm.hf.heads import finished_heads, with_heads
+from ...lm.hf.importing import import_checkpoint, load_pretrained, read_model, read_tokenizer
+from ...lm.mixers.attention.head_options import HeadsConfig
+from ...lm.parts.errors import ConfigError
+from ..convert import dtype_named
+from .asked import FIRST, Asked, parse
+from .calibration import sharing, stretches_of
+
+
+def convert_to_moh(
+    src: str, dst: Path, dtype: str | None, moh: str, calibrate: str | None, tokens: int, console: Console
+) -> None:
+    """Make the run folder `dst` of a checkpoint or run of attention layers alone; see `import_checkpoint`.
+
+    moh: see `parse`. calibrate: file or registered source whose first `tokens` tokens rank the heads, in float32.
+    Raises ConfigError, before anything is computed, for what does not fit, and leaves `dst` as it was.
+    """
+    kind, asked = dtype_named(dtype), parse(moh)
+    if calibrate is not None and asked.shared_by == FIRST:
+        ask = "--moh shared-by=norm, gradient or ablation"
+        raise ConfigError(f"--calibrate {calibrate!r}: shared-by=first ranks no heads; leave it out, or {ask}")
+    check_free(dst.expanduser())
+    heads = _heads(src, asked)
+    if asked.shared_by != FIRST:
+        heads = _by_rank(src, heads, asked.shared_by, calibrate or CALIBRATION, tokens, console)
+    with stage(console, f"converting {src}"):
+        run = import_checkpoint(src, dst, kind, heads)
+    n_heads = run.recipe.model.layer_specs()[0].options.n_heads
+    console.print(
+        f"converted: {dst} ({heads.active} of {n_heads} heads a token, {heads.shared} of them shared, by "
+        f"{asked.shared_by}; the weights are those of {src})\n"
+        f"what it loses before tuning: hybridlm convert sweep {src} --shared {heads.shared} --active {heads.active}; "
+        f"tune it with hybridlm train {dst} data.train=[...]",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+CALIBRATION = "sotu"
+"""What ranks heads where no text is given; `hybridlm fetch sotu` gets it."""
+
+
+def _heads(src: str, asked: Asked) -> HeadsConfig:
+    """The options, known to fit the model at `src`."""
+    model = read_model(src)
+    n_heads = getattr(model.layer_specs()[0].options, "n_heads", 0)
+    heads = finished_heads(model, asked.heads_in(n_heads), src)
+    with_heads(model, heads, src)
+    return heads
+
+
+def _by_rank(src: str, heads: HeadsConfig, by: str, text: str, tokens: int, console: Console) -> HeadsConfig:
+    calibration = stretches_of(text, "--calibrate", read_tokenizer(src), read_model(src), tokens)
+    with stage(console, f"ranking heads by {by} on {sum(map(len, calibration.rows))} tokens of {text}"):
+        return sharing(load_pretrained(src, dtype=torch.float32), heads, by, calibration)

@@ -1,0 +1,72 @@
+"""`hybridlm convert sweep`: what a conversion loses before any tuning, by number of active heads and by who is shared.
+
+Bits per byte of a text, all models with the same weights. A token that uses all heads gives the source's own number.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from ...eval.console import plain_table
+from ...lm.hf.heads import finished_heads, reconfigured, with_heads
+from ...lm.hf.importing import load_pretrained, read_model, read_tokenizer
+from ...lm.mixers.attention.head_options import HeadsConfig
+from .asked import FIRST, check_shared_by
+from .calibration import bits_per_byte, sharing, stretches_of
+from .convert import CALIBRATION
+
+TEXT = "mobydick"
+"""What is measured on where no text is given; `hybridlm fetch mobydick` gets it."""
+
+
+def sweep(
+    src: str,
+    shared: int,
+    active: list[int],
+    shared_by: list[str],
+    *,
+    route: str = "heads",
+    calibrate: str | None = None,
+    text: str | None = None,
+    tokens: int = 4096,
+    json_file: Path | None = None,
+    console: Console,
+) -> None:
+    """Print bits per byte of `text` by the norm of the queries as the router, a line for each of `shared_by`.
+
+    calibrate: text that ranks heads. tokens: of each text. Raises ConfigError, before anything is computed, for what
+    does not fit the model at `src`.
+    """
+    for by in shared_by:
+        check_shared_by("--shared-by", by)
+    model = read_model(src)
+    given = [
+        HeadsConfig.parse({"router": "query_norm", "shared": shared, "active": n, "route": route}, where="sweep")
+        for n in active
+    ]
+    heads = [finished_heads(model, one, src) for one in given]
+    tokenizer = read_tokenizer(src)
+    ranking = any(by != FIRST for by in shared_by)
+    calibration = (
+        stretches_of(calibrate or CALIBRATION, "--calibrate", tokenizer, model, tokens) if ranking else None
+    )
+    measured = stretches_of(text or TEXT, "--text", tokenizer, model, tokens)
+    dense = load_pretrained(src, dtype=torch.float32)
+    found: dict[str, dict[int, float]] = {}
+    for by in shared_by:
+        ranked = sharing(dense, heads[0], by, calibration)
+        sets = {"shared_heads": ranked.shared_heads}
+        found[by] = {}
+        for one in track(heads, f"shared by {by}", console=console, transient=True):
+            config = with_heads(model, one.model_copy(update=sets), src)
+            found[by][one.active] = bits_per_byte(reconfigured(dense, config), measured)
+    base = bits_per_byte(dense, measured)
+    rows = [[by, *(f"{bits:.4f}" for bits in by_active.values())] for by, by_active in found.items()]
+    title = f"bits per byte of {measured.name}, {sum(map(len, measured.rows))} tokens; all heads: {base:.4f}"
+    columns = [f"{n} of {dense.config.layer_specs()[0].options.n_heads}" for n in found[shared_by[0]]]
+    console.print(plain_table(title, [f"{shared} shared by", *columns], rows))
+    if json_file is not None:
+        json_file.write_text(json.dumps({"text": measured.name, "all": base, "shared_by": found}, indent=1))
