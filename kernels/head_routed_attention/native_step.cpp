@@ -37,20 +37,21 @@ class Step {
     const StepArguments<T, In>& a;
     const Layout& x;
     Parts<T>& parts;
-    const int64_t width;
+    const int64_t width, vectors;  // D padded to what the parts hold, and to whole vectors
     Arena arena;
-    T *q, *rows, *weights;  // [group, width], [KEYS, width], [group, KEYS]
+    T *q, *rows, *weights;  // [group, width]; [KEYS + 1, width], the last one zeros; [group, KEYS]
+    const T* row[KEYS];     // each key, or value, where it lies
     std::vector<int64_t> active;  // query heads of the group, counted over all sequences
 
     void take() {
         q = arena.take<T>(x.group * width);
-        rows = arena.take<T>(KEYS * width);
+        rows = arena.take<T>((KEYS + 1) * width);
         weights = arena.take<T>(x.group * KEYS);
     }
 
    public:
     Step(const StepArguments<T, In>& a, Parts<T>& parts)
-        : a(a), x(a.call.layout), parts(parts), width(parts.width) {
+        : a(a), x(a.call.layout), parts(parts), width(parts.width), vectors((x.K + L - 1) / L * L) {
         take();
         arena.allocate();
         take();
@@ -77,16 +78,27 @@ class Step {
     T* values(int64_t query, int64_t part) { return parts.values.get() + (query * parts.count + part) * width; }
     bool sees(int64_t n, int64_t j) const { return !a.seen || a.seen[n * x.length(n) + j]; }
 
-    // Rows of the keys that are seen; 0 for the others, which may be anything in memory.
+    // The keys that are seen, read in place if they are whole vectors; zeros for the others, which may be anything.
     void load(const In* x0, const int64_t* stride, int64_t n, int64_t head, int64_t j, int count) {
         const In* from = x0 + n * stride[0] + j * stride[1] + head * stride[2];
-        for (int i = 0; i < KEYS; i++, from += stride[1])
-            if (i < count && sees(n, j + i)) {
-                prefetch<false>(from + (i + KEYS < x.length(n) - j ? KEYS * stride[1] : 0), x.K);
-                load_row<T>(from, x.K, 1, rows + i * width, width);
-            } else {
-                std::memset(rows + i * width, 0, width * sizeof(T));
-            }
+        for (int i = 0; i < KEYS; i++, from += stride[1]) {
+            row[i] = rows + KEYS * width;
+            if (i >= count || !sees(n, j + i)) continue;
+            if (j + i + KEYS < x.length(n)) prefetch<false>(from + KEYS * stride[1], x.K);
+            if constexpr (std::is_same_v<T, In>)
+                if (x.K % L == 0) {
+                    row[i] = from;
+                    continue;
+                }
+            load_row<T>(from, x.K, 1, rows + i * width, width);
+            row[i] = rows + i * width;
+        }
+    }
+
+    static Vec<T> unaligned(const T* from) {
+        Vec<T> y;
+        std::memcpy(&y, from, sizeof(y));
+        return y;
     }
 
     void block(int64_t n, int64_t head, int64_t part, int64_t j, int count) {
@@ -94,12 +106,14 @@ class Step {
         for (size_t i = 0; i < active.size(); i++)
             for (int c = 0; c < KEYS; c += L) {
                 Vec<T> scores[L];
+#pragma GCC unroll 16
                 for (int l = 0; l < L; l++) {
-                    scores[l] = Vec<T>{};
-                    for (int64_t d = 0; d < width; d += L)
-                        scores[l] += vec(rows + (c + l) * width + d) * vec(q + i * width + d);
+                    scores[l] = unaligned(row[c + l]) * vec(q + i * width);
+                    for (int64_t d = L; d < vectors; d += L)
+                        scores[l] += unaligned(row[c + l] + d) * vec(q + i * width + d);
                 }
                 transpose_stage<T, 1>(scores);
+#pragma GCC unroll 16
                 for (int l = 1; l < L; l++) scores[0] += scores[l];
                 vec(weights + i * KEYS + c) = scores[0];
             }
@@ -120,11 +134,21 @@ class Step {
         T keep = exp2<T>(Vec<T>{} + (top - now))[0], *to = values(query, part);
         sum = keep * sum + sum_of<T>(total);
         top = now;
-        for (int64_t d = 0; d < width; d += L) {
-            Vec<T> y = keep * vec(to + d);
-            for (int j = 0; j < count; j++) y += weight[j] * vec(rows + j * width + d);
-            vec(to + d) = y;
-        }
+        int64_t d = 0;
+        for (; d + 4 * L <= vectors; d += 4 * L) weigh<4>(weight, count, keep, d, to);
+        for (; d < vectors; d += L) weigh<1>(weight, count, keep, d, to);
+    }
+
+    template <int VECTORS>  // at once
+    void weigh(const T* weight, int count, T keep, int64_t d, T* to) {
+        Vec<T> y[VECTORS];
+#pragma GCC unroll 4
+        for (int m = 0; m < VECTORS; m++) y[m] = keep * vec(to + d + m * L);
+        for (int j = 0; j < count; j++)
+#pragma GCC unroll 4
+            for (int m = 0; m < VECTORS; m++) y[m] += weight[j] * unaligned(row[j] + d + m * L);
+#pragma GCC unroll 4
+        for (int m = 0; m < VECTORS; m++) vec(to + d + m * L) = y[m];
     }
 
    public:

@@ -17,10 +17,17 @@ struct RowTask {
 };
 
 constexpr int64_t MOST_TILES = 64;  // that a task holds at once
-constexpr int64_t TASKS = 16;         // that are wanted
-constexpr int64_t LEAST_TILES = 12;   // of a part: its sums are written, read and added
 
-// Largest first. A unit that is a large share of the work is cut.
+// Parts of a unit cost the writing and adding of their sums, so few units are cut: large shares of all work, and those
+// that are left over when eight threads, four or two have taken equal units. Parts of many tiles are nearly free.
+inline int64_t parts_of(double share, int64_t tiles, int64_t left_over) {
+    constexpr double WANTED = 8, NEARLY_FREE = 16;
+    auto tasks = [&](double count) { return int64_t(std::ceil(count * share - 1e-6)); };
+    int64_t wanted = std::max(tasks(WANTED), left_over ? (int64_t(WANTED) + left_over - 1) / left_over : 1);
+    return std::max<int64_t>({1, std::min(wanted, tiles / 12), std::min(tasks(NEARLY_FREE), tiles / 48)});
+}
+
+// Largest first.
 template <class Plan>
 std::vector<RowTask> row_tasks(const Plan& plan, int64_t* sums) {
     std::vector<double> work(plan.units());
@@ -29,10 +36,9 @@ std::vector<RowTask> row_tasks(const Plan& plan, int64_t* sums) {
     std::vector<RowTask> tasks;
     *sums = 0;
     for (int64_t u = 0; u < plan.units(); u++) {
-        int64_t tiles = tiles_of(plan.rows(u));
+        int64_t tiles = tiles_of(plan.rows(u)), left_over = plan.units() % 8;
         if (!tiles) continue;
-        int64_t wanted = int64_t(std::ceil(TASKS * work[u] / all - 1e-6));
-        int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, tiles / LEAST_TILES));
+        int64_t parts = parts_of(work[u] / all, tiles, u >= plan.units() - left_over ? left_over : 0);
         bool straight = parts == 1 && tiles <= MOST_TILES;
         for (int64_t part = 0; part < parts; part++) {
             tasks.push_back({u, part, parts, straight ? -1 : *sums, work[u] / double(parts)});
@@ -51,7 +57,7 @@ class RowBackward {
     T *all_dk, *all_dv;  // sums of tasks that do not go straight to the results
     const int64_t width, most_tiles;
     Arena arena;
-    T *q, *dout, *dq, *lse, *delta;                           // of the rows held
+    T *q, *dout, *dq, *lse, *delta;                     // of the rows held
     T *p, *ds, *k, *k_panels, *v_panels, *v, *dk, *dv;  // as in BackwardTile
     Row* row;
     Seen* seen;
@@ -168,7 +174,8 @@ class RowBackward {
         if (first) {
             std::memcpy(to_dk, dk, n * width * sizeof(T)), std::memcpy(to_dv, dv, n * width * sizeof(T));
         } else {
-            for (int64_t i = 0; i < n * width; i += LANES<T>) vec(to_dk + i) += vec(dk + i), vec(to_dv + i) += vec(dv + i);
+            for (int64_t i = 0; i < n * width; i += LANES<T>)
+                vec(to_dk + i) += vec(dk + i), vec(to_dv + i) += vec(dv + i);
         }
     }
 
