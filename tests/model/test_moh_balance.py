@@ -68,6 +68,11 @@ def test_documents_count_by_their_targets():
     assert together.item() == pytest.approx(printed(p[0], used[0]), rel=1e-12)
 
 
+def test_documents_of_one_token_have_no_target_and_no_balance():
+    p, used = drawn(4)
+    assert balance_loss(p, used, documents([1, 1, 0, 1, 1]), BalanceConfig()).item() == 0
+
+
 def test_rows_are_documents():
     p, used = (x.reshape(5, 10, 6) for x in drawn(50))
     expected = balance_loss(p.reshape(1, 50, 6), used.reshape(1, 50, 6), documents([10] * 5), BalanceConfig())

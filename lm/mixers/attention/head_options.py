@@ -123,6 +123,8 @@ class HeadsConfig(Strict):
                 f"{where}.active: {active} counts the shared={shared} and leaves no head to route, the other "
                 f"{n_heads - shared} would never be used; use {shared + unit} to {n_heads}"
             )
+        if self.router == "moh" and shared == n_heads == 1:
+            raise ValueError(f"{where}.shared: 1 is all of n_heads=1, nothing is left to weigh; use 0 or heads: null")
         heads = self._shared_heads(where, shared, n_heads, unit)
         return self.model_copy(update={"shared": shared, "active": active, "shared_heads": heads})
 

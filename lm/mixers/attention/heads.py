@@ -112,7 +112,7 @@ class RoutedHeads:
             weight = weight.index_select(-1, sequences.once(_on_device, self.place))
         everywhere = self.active == self.n_heads or self.needs_all()
         gate = HeadGate(weight.to(torch.promote_types(weight.dtype, torch.float32)), everywhere)
-        if not self.choices or sequences.longest <= 1:  # no token has a target
+        if not self.choices or (sequences.tokens <= 1 and not sequences.packed):  # no token has a target
             return Routed(gate)
         loss = balance_loss(p, used, sequences, self.options.balance)
         losses = {"balance": self.options.balance.coef * loss} if self.options.balance.coef else NONE
