@@ -13,7 +13,7 @@ Source = Annotated[str, typer.Argument(metavar="SRC", help="a checkpoint folder,
 Calibrate = Annotated[
     str | None, typer.Option(metavar="TEXT", help="file or registered source that ranks heads; default: sotu")
 ]
-Tokens = Annotated[int, typer.Option(min=1, max=MOST, help="of each text that are read")]
+CalibrateTokens = Annotated[int, typer.Option(min=1, max=MOST, help="of that text that are read")]
 
 
 @convert_app.command("llama", help="The same as `convert checkpoint`, by its first name.")
@@ -27,7 +27,7 @@ def convert_checkpoint(
         typer.Option(metavar="KEY=VALUE,...", help="route heads, e.g. shared=3,active=7,shared-by=norm; or moh-llama3"),
     ] = None,
     calibrate: Calibrate = None,
-    tokens: Tokens = 4096,
+    calibrate_tokens: CalibrateTokens = 2048,
 ) -> None:
     """Llama, Mistral, Qwen2, Qwen3, Qwen3.5 or OLMo Hybrid from disk: a run to score, to sample from or to train on.
 
@@ -41,7 +41,7 @@ def convert_checkpoint(
         return convert(src, dst, dtype, console())
     from .moh.convert import convert_to_moh
 
-    convert_to_moh(src, dst, dtype, moh, calibrate, tokens, console())
+    convert_to_moh(src, dst, dtype, moh, calibrate, calibrate_tokens, console())
 
 
 @convert_app.command("sweep")
@@ -52,10 +52,11 @@ def sweep_heads(
     shared_by: Annotated[str, typer.Option(help="of first, norm, gradient and ablation, comma-separated")] = "first",
     route: Annotated[Literal["heads", "groups"], typer.Option(help="what is chosen by tokens")] = "heads",
     calibrate: Calibrate = None,
+    calibrate_tokens: CalibrateTokens = 2048,
     text: Annotated[
         str | None, typer.Option(metavar="TEXT", help="file or registered source to measure on; default: mobydick")
     ] = None,
-    tokens: Tokens = 4096,
+    tokens: Annotated[int, typer.Option(min=1, max=MOST, help="of that text that are read")] = 4096,
     json_file: JsonFile = None,
 ) -> None:
     """What --moh costs before any tuning: bits per byte against active heads, nothing written but the table."""
@@ -69,6 +70,7 @@ def sweep_heads(
         [name.strip() for name in shared_by.split(",")],
         route=route,
         calibrate=calibrate,
+        calibrate_tokens=calibrate_tokens,
         text=text,
         tokens=tokens,
         json_file=json_file,

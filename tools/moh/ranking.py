@@ -109,22 +109,22 @@ def _gradient(model: HybridLM, stretches: Stretches) -> Scores:
 
 
 def _ablation(model: HybridLM, stretches: Stretches) -> Scores:
-    sums = [torch.zeros(mixer.n_heads, dtype=torch.float64) for mixer in _attentions(model)]
+    mixers = _attentions(model)
+    sums = [torch.zeros(mixer.n_heads, dtype=torch.float64) for mixer in mixers]
     with inference(model):
         for ids in _rows(model, stretches):
             output = model(ids, logits=False, layers=True)
             dense = _cost(model, output.hidden, ids)
             for layer, total in enumerate(sums):
-                for head in range(len(total)):
-                    total[head] += _cost(model, _without(model, layer, head, output.layers[layer]), ids) - dense
+                total += _cost(model, _without_each(model, layer, output.layers[layer]), ids) - dense
     return [total / sum(map(len, stretches.rows)) for total in sums]
 
 
-def _without(model: HybridLM, layer: int, head: int, x: Tensor) -> Tensor:
-    """What the output head reads when `head` of `layer`, which x [B, T, D] enters, is switched off."""
+def _without_each(model: HybridLM, layer: int, x: Tensor) -> Tensor:
+    """What the output head reads with one head of `layer` switched off, which x [1, T, D] enters: [heads, T, D]."""
     mixer = _attentions(model)[layer]
-    kept = torch.ones(mixer.n_heads * mixer.head_dim, device=x.device, dtype=x.dtype)
-    kept[head * mixer.head_dim : (head + 1) * mixer.head_dim] = 0
+    kept = 1 - torch.eye(mixer.n_heads, device=x.device, dtype=x.dtype).repeat_interleave(mixer.head_dim, 1)[:, None]
+    x = x.expand(mixer.n_heads, -1, -1)
     context = Context.dense(*x.shape[:2], None, x.device)
     with _before(mixer.o_proj, lambda o: o * kept):
         for block in list(model.layers())[layer:]:
@@ -132,10 +132,10 @@ def _without(model: HybridLM, layer: int, head: int, x: Tensor) -> Tensor:
     return model.norm(x)
 
 
-def _cost(model: HybridLM, hidden: Tensor, ids: Tensor) -> float:
-    """Cross entropy of ids [1, T] in nats, all but the first token."""
-    costs, _ = target_scores(model, hidden[:, :-1], ids[:, 1:])
-    return float(costs.double().sum())
+def _cost(model: HybridLM, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Cross entropy of ids [1, T] in nats, all but the first token, under each of hidden [N, T, D]: [N]."""
+    costs, _ = target_scores(model, hidden[:, :-1], ids[:, 1:].expand(len(hidden), -1))
+    return costs.double().sum(1).cpu()
 
 
 METHODS: dict[str, Callable[[HybridLM, Stretches], Scores]] = {

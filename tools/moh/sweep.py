@@ -30,14 +30,15 @@ def sweep(
     *,
     route: str = "heads",
     calibrate: str | None = None,
+    calibrate_tokens: int = 2048,
     text: str | None = None,
     tokens: int = 4096,
     json_file: Path | None = None,
     console: Console,
 ) -> None:
-    """Print bits per byte of `text` by the norm of the queries as the router, a line for each of `shared_by`.
+    """Print bits per byte of `text`, its first `tokens` tokens, routed by query norm: a line for each of `shared_by`.
 
-    calibrate: text that ranks heads. tokens: of each text. Raises ConfigError, before anything is computed, for what
+    calibrate: text whose first `calibrate_tokens` tokens rank heads. Raises ConfigError, before anything is computed, for what
     does not fit the model at `src`.
     """
     for by in shared_by:
@@ -50,9 +51,9 @@ def sweep(
     heads = [finished_heads(model, one, src) for one in given]
     tokenizer = read_tokenizer(src)
     ranking = any(by != FIRST for by in shared_by)
-    calibration = (
-        stretches_of(calibrate or CALIBRATION, "--calibrate", tokenizer, model, tokens) if ranking else None
-    )
+    calibration = None
+    if ranking:
+        calibration = stretches_of(calibrate or CALIBRATION, "--calibrate", tokenizer, model, calibrate_tokens)
     measured = stretches_of(text or TEXT, "--text", tokenizer, model, tokens)
     dense = load_pretrained(src, dtype=torch.float32)
     found: dict[str, dict[int, float]] = {}

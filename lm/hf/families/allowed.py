@@ -108,7 +108,7 @@ def _option(path: str, option: str, values: list[Any], known: Known) -> Iterator
     if None in values and option in own.given:
         yield differs(name, None, own.given[option])
     for value in values:
-        if isinstance(value, Strict):
+        if isinstance(value, Strict) and value not in wrong:  # which is refused whole
             yield from _section(name, [value], known)
 
 
