@@ -48,12 +48,14 @@ class _Tiles(NamedTuple):
 
 
 def _tiles(D: int, dtype: torch.dtype) -> tuple[_Tiles, _Tiles, _Tiles]:
-    """Of forward, dq, and dk with dv: as large as registers hold without spilling, up to D = 128 in half precision."""
+    """Of forward, dq, and dk with dv: up to D = 128 in half precision what registers hold without spilling."""
     if dtype == torch.float32:
-        return _Tiles(64, 32, 8, 2), _Tiles(64, 32, 8, 2), _Tiles(32, 32, 8, 2)
+        if D > 128:
+            return _Tiles(32, 16, 8, 1), _Tiles(32, 16, 8, 1), _Tiles(16, 32, 8, 1)
+        return _Tiles(64, 32, 8, 1), _Tiles(32, 32, 8, 1), _Tiles(32, 32, 8, 1)
     if D > 128:
         return _Tiles(64, 64, 8, 2), _Tiles(64, 32, 8, 2), _Tiles(32, 64, 8, 2)
-    return _Tiles(128, 64, 8, 3), _Tiles(128, 64, 8, 2), _Tiles(64 if D <= 64 else 32, 128, 8, 2)
+    return _Tiles(128, 64, 8, 3), _Tiles(128, 64, 8, 2), _Tiles(32, 128, 8, 2)
 
 
 class _Launch(NamedTuple):
