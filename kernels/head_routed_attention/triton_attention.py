@@ -80,7 +80,7 @@ class _Launch(NamedTuple):
         routed_order[(n * self.HK,)](
             gate=gate, order=order, count=count, before=before, gate_step=gate.stride(),
             sequence=tables(self.sequences, block, gate.device).sequence, T=self.T, n_tokens=self.B * self.T,
-            H=self.H, HK=self.HK, BM=block, num_warps=8,
+            H=self.H, HK=self.HK, BLOCK=block, num_warps=8,
         )  # fmt: skip
         return _Order(order, count, before)
 

@@ -19,9 +19,9 @@ from ..shared.triton_row_attention import attend, key_gradients, load_keys, quer
 
 @kernel("head_routed_attention", do_not_specialize=["T", "n_tokens"])
 def routed_order(
-    gate, order, count, before, sequence, gate_step, T, n_tokens, H: tl.constexpr, HK: tl.constexpr, BM: tl.constexpr
+    gate, order, count, before, sequence, gate_step, T, n_tokens, H: tl.constexpr, HK: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program: one sequence and key head, BM pairs after the other."""
+    """One program: one sequence and key head, BLOCK pairs after the other."""
     G: tl.constexpr = H // HK
     n = tl.program_id(0) // HK
     head = tl.program_id(0) % HK
@@ -31,8 +31,8 @@ def routed_order(
     order += _packed(start, head, n_tokens) * G
     before += _packed(start, head, n_tokens)
     active = 0
-    for first in range(0, n_pairs, BM):
-        pair = first + tl.arange(0, BM)
+    for first in range(0, n_pairs, BLOCK):
+        pair = first + tl.arange(0, BLOCK)
         there = pair < n_pairs
         weight = tl.load(gate + _offset(pair, gate_step, G), mask=there, other=0.0)
         on = (weight.to(tl.float32) != 0).to(tl.int32)

@@ -1,4 +1,4 @@
-"""One token of head-routed attention: the cache read once for a key head's whole group, in parts that fill the device."""
+"""One token of head-routed attention: keys read once for a head's whole group, in parts that fill the device."""
 
 import math
 
