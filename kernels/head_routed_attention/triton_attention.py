@@ -1,5 +1,6 @@
 """Head-routed attention in Triton: two launches forward, the pairs in order and their attention, and two backward."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -107,8 +108,8 @@ class _Launch(NamedTuple):
         q = given["q"]
         G, longest = self.H // self.HK, self.sequences.longest
         BM, BN = min(sizes.BM, padded(longest * G)), min(sizes.BN, padded(longest))
-        per_token, size = (G, BM) if over_rows else (1, BN)
-        tile = self.sequences.once(_table, per_token, size, q.device)
+        make, size = (_row_tiles, (G, BM)) if over_rows else (_key_tiles, (BN,))
+        tile = self.sequences.once(make, *size, q.device)
         kernel[(len(tile) * self.HK,)](
             **given, tile=tile, band=self.band, T=self.T, n_tokens=self.B * self.T, scale=self.scale,
             **{f"{name}_step": given[name].stride()[:3] for name in ("q", "k", "v", "gate")},
@@ -125,14 +126,22 @@ def _launch(x: RoutedArguments) -> _Launch:
     return _Launch(x.sequences, band, B, T, H, x.k.shape[2], D, x.scale)
 
 
-def _table(sequences: Sequences, per_token: int, size: int, device: torch.device) -> Tensor:
-    """`tile` of the kernels, of rows or keys: `per_token` of them a token, `size` a tile. Those of most work first."""
-    tiles = [
-        (start, length, n, first)
-        for n, (start, length) in enumerate(zip(sequences.starts, sequences.lengths, strict=False))
-        for first in range(0, length * per_token, size)
-    ]
+def _row_tiles(sequences: Sequences, group: int, size: int, device: torch.device) -> Tensor:
+    """`tile` of the kernels for `group` rows a token. Those late in a document see most keys: they begin first."""
+    tiles = sorted(_tiles_of(sequences, group, size), key=lambda tile: -tile[3])
     return torch.tensor(tiles, dtype=torch.int32, device=HOST).to(device)
+
+
+def _key_tiles(sequences: Sequences, size: int, device: torch.device) -> Tensor:
+    """The same for keys. Those with most tokens behind them are seen by most rows."""
+    tiles = sorted(_tiles_of(sequences, 1, size), key=lambda tile: tile[3] - tile[1])
+    return torch.tensor(tiles, dtype=torch.int32, device=HOST).to(device)
+
+
+def _tiles_of(sequences: Sequences, per_token: int, size: int) -> Iterator[tuple[int, int, int, int]]:
+    for n, (start, length) in enumerate(zip(sequences.starts, sequences.lengths, strict=False)):
+        for first in range(0, length * per_token, size):
+            yield start, length, n, first
 
 
 def _band(sequences: Sequences, sink: tuple[int, ...], window: tuple[int, ...], device: torch.device) -> Tensor:

@@ -46,13 +46,13 @@ def routed_order(
 @jit
 def _begin(x, start, head, step, T):
     """Where x [B, T, heads, ...] has a sequence's first token of a head."""
-    return x + ((start // T).to(tl.int64) * step[0] + (start % T).to(tl.int64) * step[1] + head * step[2])
+    return x + (start // T).to(tl.int64) * step[0] + (start % T).to(tl.int64) * step[1] + head.to(tl.int64) * step[2]
 
 
 @jit
 def _offset(pair, step, G: tl.constexpr):
     """From there to the pairs."""
-    return (pair // G).to(tl.int64) * step[1] + pair % G * step[2]
+    return (pair // G).to(tl.int64) * step[1] + (pair % G).to(tl.int64) * step[2]
 
 
 @jit

@@ -37,8 +37,8 @@ def routed_step(
         channel = tl.arange(0, BD)[None, :]
         inside = (i < G)[:, None] & (channel < D)
         queries = tl.load(q + (n * H + query)[:, None] * D + channel, mask=inside, other=0.0)
-        at_k = k + n * k_step[0] + head * k_step[2] + channel
-        at_v = v + n * v_step[0] + head * v_step[2] + channel
+        at_k = k + n * k_step[0] + head.to(tl.int64) * k_step[2] + channel
+        at_v = v + n * v_step[0] + head.to(tl.int64) * v_step[2] + channel
         acc = tl.zeros([BM, BD], tl.float32)
         high = tl.full([BM], LOWEST, tl.float32)
         total = tl.zeros([BM], tl.float32)
