@@ -130,11 +130,53 @@ def test_step(name: str, dtype: torch.dtype):
     check(case, case.arguments(dtype, B=3, T=1), step, BOUNDS[dtype])
 
 
+ROUTED = {"routed_order", "routed_forward", "routed_query_gradient", "routed_key_gradients"}
+ROUTED_STEP = {"routed_step", "routed_step_merge"}
+
+
+def routed(dtype: torch.dtype, *lead: int) -> list[Tensor]:
+    """q, k, v of grouped heads and a gate that is 0 for half of the pairs."""
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(*lead, heads, 24, generator=rng).to(dtype) for heads in (4, 2, 2))
+    return [q, k, v, (torch.rand(*lead, 4, generator=rng) - 0.5).relu()]
+
+
+@DTYPES
+@pytest.mark.parametrize("band", [{}, {"sink": 3, "window": 20}], ids=["causal", "window"])
+def test_head_routed_attention(band: dict[str, int], dtype: torch.dtype):
+    inputs, cu_seqlens = routed(dtype, 1, 60), torch.tensor([0, 20, 20, 60])
+
+    def run(backend: str, given: list[Tensor]) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in given]
+        o = kernels.head_routed_attention(*leaves, cu_seqlens=cu_seqlens, backend=backend, **band)
+        cotangent = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o)
+        return [o, *torch.autograd.grad(o, leaves, cotangent)]
+
+    with tf32("rna"), sanitized(seed=1) as launched:
+        found = run("triton", inputs)
+    assert set(launched) == ROUTED
+    expected = run("reference", [x.float() for x in inputs])
+    errors = [relative_rms(x, y) for x, y in zip(found, expected, strict=True)]
+    assert max(errors) < BOUNDS[dtype], errors
+
+
+@DTYPES
+def test_head_routed_attention_step(dtype: torch.dtype):
+    q, k, v, gate = routed(dtype, 2, 70)
+    given = [q[:, 0], k, v, gate[:, 5]]
+    seen = torch.arange(70).expand(2, -1) % 3 != 1
+    with tf32("rna"), sanitized(seed=1) as launched:
+        found = kernels.head_routed_attention_step(*given, seen=seen, backend="triton")
+    assert set(launched) == ROUTED_STEP
+    expected = kernels.head_routed_attention_step(*(x.float() for x in given), seen=seen, backend="reference")
+    assert relative_rms(found, expected) < BOUNDS[dtype]
+
+
 def test_every_kernel_has_a_case():
     root = Path(kernels.__file__).parent
     for file in root.rglob("triton_*.py"):
         importlib.import_module(".".join([kernels.__name__, *file.relative_to(root).with_suffix("").parts]))
     from hybridlm.kernels.shared.triton_common import KERNELS
 
-    covered = set().union(*(case.launches for case in (*CASES.values(), *STEPS.values())))
+    covered = ROUTED.union(ROUTED_STEP, *(case.launches for case in (*CASES.values(), *STEPS.values())))
     assert covered == set(KERNELS)

@@ -86,7 +86,7 @@ def launch(T: int) -> dict:
 
 
 def test_counts_are_continued_in_a_line_and_multiplied_by_heads_except_one_programs():
-    found = extrapolate(launch(128), launch(256), (128, 256), 4096, heads=6)
+    found = extrapolate([launch(128), launch(256)], (128, 256), 4096, heads=6)
     assert found == Work(
         read=6 * (100 + 40960),
         written=6 * 64,
@@ -95,7 +95,7 @@ def test_counts_are_continued_in_a_line_and_multiplied_by_heads_except_one_progr
         mufu=6 * 4096,
         longest=3 * 4096,
     )
-    assert extrapolate(launch(1), launch(1), (1,), 1, heads=2).read == 2 * 110
+    assert extrapolate([launch(1)], (1,), 1, heads=2).read == 2 * 110
 
 
 def result(subject: str, target: str = "sm_90", scale: float = 1.0, spill: int = 0, case: str = "gated_delta_rule"):
@@ -225,7 +225,7 @@ def test_inputs_fit_the_operator(case):
     x = case.inputs(shape, torch.device("cpu"))
     op = getattr(__import__("hybridlm.kernels", fromlist=[case.op]), case.op)
     output = op(**x, backend="reference")
-    assert torch.isfinite(output if case.step else output[0]).all()
+    assert torch.isfinite(output if isinstance(output, torch.Tensor) else output[0]).all()
 
 
 @pytest.mark.slow

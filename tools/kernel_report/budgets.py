@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .result import CaseResult
+from .cases import CASES
+from .ideal import ALLOWED
+from .result import PASSES, CaseResult
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 TOLERANCE = 1.01
@@ -59,11 +61,22 @@ def exceeded(results: list[CaseResult], budgets: dict[str, Any]) -> list[str]:
                 problems.append(f"{where}, {kernel.name}: {build.shared} bytes of shared memory do not fit a block")
             elif build.spill_bytes and result.target in NO_SPILLS:
                 problems.append(f"{where}, {kernel.name}: spills {build.spill_bytes} bytes of registers; allowed: 0")
+        problems += _above_ideal(where, result)
         if sum(result.launches) > MAX_LAUNCHES:
             problems.append(f"{where}: {sum(result.launches)} launches; allowed: {MAX_LAUNCHES}")
         found = record([result])[result.case][result.target]
         problems += _above(where, found, budgets.get(result.case, {}).get(result.target))
     return problems
+
+
+def _above_ideal(where: str, result: CaseResult) -> list[str]:
+    ideal = CASES[result.case].ideal
+    pairs = zip(PASSES, result.bytes, ideal(result.shape).bytes, strict=True) if ideal else ()
+    return [
+        f"{where}, {name}: {found:.0f} bytes; allowed: {ALLOWED} times the ideal {least:.0f}"
+        for name, found, least in pairs
+        if found > ALLOWED * least
+    ]
 
 
 def _above(where: str, found: dict[str, Any], budget: dict[str, Any] | None) -> list[str]:

@@ -10,22 +10,10 @@ from torch import Tensor
 
 from ...kernels.backend import Policy
 from ...kernels.operator import OPERATORS
+from .ideal import Ideal, Shape, routed_attention, routed_attention_step
 
 STEP_SEQUENCES = 64  # sequences decoded at once, per row of the batch of the shape asked for
-
-
-@dataclass(frozen=True)
-class Shape:
-    """B rows of T tokens, H heads of dimension K (keys) and V (values)."""
-
-    B: int
-    T: int
-    H: int
-    K: int = 128
-    V: int = 128
-
-    def __str__(self) -> str:
-        return f"B={self.B} T={self.T} H={self.H} K={self.K} V={self.V}"
+STEP_KEYS = 1024  # in each one's cache, for attention
 
 
 @dataclass(frozen=True)
@@ -37,6 +25,8 @@ class Case:
     inputs: Callable[[Shape, torch.device], dict[str, Tensor]]
     peers: tuple[str, ...]
     cut_by_length: bool = False  # our kernels cut sequences into a number of segments that depends on T
+    quadratic: bool = False  # work grows with the square of T: attention, which has no final state
+    ideal: Callable[[Shape], Ideal] | None = None  # what it cannot do without
 
     @property
     def step(self) -> bool:
@@ -49,7 +39,9 @@ class Case:
     def call(self, x: dict[str, Tensor]) -> Tensor:
         """Our Triton form, by the public operator, checks included; on the meta device too."""
         op: Any = OPERATORS[self.op]
-        return op(**x, backend="triton") if self.step else op(**x, output_final_state=True, backend="triton")[0]
+        if self.step or self.quadratic:
+            return op(**x, backend="triton")
+        return op(**x, output_final_state=True, backend="triton")[0]
 
     def allow_anywhere(self) -> None:
         """Let the triton backend run wherever it is asked to, for processes in which nothing is launched."""
@@ -101,6 +93,20 @@ def _scan(lead: Callable[[Shape], tuple[int, ...]], state: bool = False) -> Call
     return inputs
 
 
+def _routed(shape: Shape, device: torch.device) -> dict[str, Tensor]:
+    """q, k, v bf16 of as many key heads as heads, and a gate that has every second token use a head."""
+    q, k, v = (torch.randn(*_tokens(shape), shape.K, device=device).bfloat16() for _ in range(3))
+    used = torch.arange(shape.T, device=device)[:, None] % 2 == 0
+    return {"q": q, "k": k, "v": v, "gate": used.float().expand(shape.B, -1, shape.H).contiguous()}
+
+
+def _routed_step(shape: Shape, device: torch.device) -> dict[str, Tensor]:
+    """One token that uses every head, and a cache of STEP_KEYS."""
+    q = torch.randn(shape.B, shape.H, shape.K, device=device).bfloat16()
+    k, v = (torch.randn(shape.B, STEP_KEYS, shape.H, shape.K, device=device).bfloat16() for _ in range(2))
+    return {"q": q, "k": k, "v": v, "gate": torch.ones(shape.B, shape.H, device=device)}
+
+
 CASES = {
     case.name: case
     for case in (
@@ -130,6 +136,14 @@ CASES = {
             cut_by_length=True,
         ),
         Case(
+            "head_routed_attention",
+            "head_routed_attention",
+            _routed,
+            ("parallel_attn",),
+            quadratic=True,
+            ideal=routed_attention,
+        ),
+        Case(
             "gated_delta_rule_step",
             "gated_delta_rule_step",
             _attention(_sequences, "scalar", beta=True, state=True),
@@ -146,6 +160,13 @@ CASES = {
             "gated_scan_step",
             _scan(_sequences, state=True),
             ("hgrn, 1 token",),
+        ),
+        Case(
+            "head_routed_attention_step",
+            "head_routed_attention_step",
+            _routed_step,
+            (),
+            ideal=lambda shape: routed_attention_step(shape, STEP_KEYS),
         ),
     )
 }

@@ -11,11 +11,12 @@ from .cases import CASES, Case, Shape
 from .compile import Build
 from .hardware import BOUND_ON
 from .result import PASSES, CaseResult, KernelLaunch, Pass, tiles
-from .roofline import bounds, extrapolate, line
+from .roofline import bounds, continued, extrapolate
 from .subjects import OURS
 from .worker import ask
 
 TOKENS = (128, 256)  # multiples of every chunk length in use
+QUADRATIC_TOKENS = (256, 512, 768)  # of attention's tiles, of which every second token has a row
 HOST_TARGET = "sm_90"
 
 Pair = tuple[str, str]  # case, subject
@@ -104,16 +105,15 @@ class _Counts:
             for pair, counted in zip(groups[key], future.result(), strict=True)
         }
 
-    def of(self, pair: Pair, target: str, shape: int) -> tuple[Any, Any] | None:
-        """`count.Counts` of both passes at the first and last number of tokens; None for a target without a device."""
+    def of(self, pair: Pair, target: str, shape: int) -> list[Any] | None:
+        """`count.Counts` of both passes at each number of tokens; None for a target without a device."""
         key = self.chosen.get((pair, target, shape))
         if key is None:
             return None
-        counted = self.counted[pair, key]
-        return counted[0], counted[-1]
+        return self.counted[pair, key]
 
 
-def _result(pair: Pair, target: str, plan: dict[str, Any], i: int, shape: Shape, counted: tuple | None) -> CaseResult:
+def _result(pair: Pair, target: str, plan: dict[str, Any], i: int, shape: Shape, counted: list | None) -> CaseResult:
     """At shape number `i`; builds are those of the first."""
     passes = []
     result = CaseResult(*pair, target, shape, passes)
@@ -126,20 +126,20 @@ def _result(pair: Pair, target: str, plan: dict[str, Any], i: int, shape: Shape,
             kernels.append(KernelLaunch(launch["kernel"], tiles(launch), programs, build, None, {}))
         passes.append(Pass(kernels, {}, 0.0))
         if counted and result.device:
-            small, large = (passes[step] for passes in counted)
-            _check_same(pair, shape, launches, small["launches"], large["launches"])
-            _add_work(passes[-1], small, large, _tokens(pair, shape), shape, result.device)
+            of_step = [passes[step] for passes in counted]
+            _check_same(pair, shape, launches, *(count["launches"] for count in of_step))
+            _add_work(passes[-1], of_step, _tokens(pair, shape), shape, result.device)
     return result
 
 
-def _add_work(step: Pass, small: dict, large: dict, tokens: tuple[int, ...], shape: Shape, device: Device) -> None:
+def _add_work(step: Pass, counts: list[dict], tokens: tuple[int, ...], shape: Shape, device: Device) -> None:
     heads = shape.B * shape.H
-    for kernel, a, b in zip(step.kernels, small["launches"], large["launches"], strict=True):
-        kernel.work = extrapolate(a, b, tokens, shape.T, heads)
+    for kernel, *launches in zip(step.kernels, *(count["launches"] for count in counts), strict=True):
+        kernel.work = extrapolate(launches, tokens, shape.T, heads)
         kernel.seconds = bounds(kernel.work, device, kernel.programs)
-    step.torch_ops = {name: calls for name, (calls, _) in large["torch_ops"].items()}
-    a, b = (sum(moved for _, moved in counts["torch_ops"].values()) for counts in (small, large))
-    step.torch_bytes = heads * line(a, b, tokens, shape.T)
+    step.torch_ops = {name: calls for name, (calls, _) in counts[-1]["torch_ops"].items()}
+    moved = [sum(moved for _, moved in count["torch_ops"].values()) for count in counts]
+    step.torch_bytes = heads * continued(moved, tokens, shape.T)
 
 
 def _check_same(pair: Pair, shape: Shape, launches: list[dict], *counted: list[dict]) -> None:
@@ -155,6 +155,6 @@ def _check_same(pair: Pair, shape: Shape, launches: list[dict], *counted: list[d
 
 
 def _tokens(pair: Pair, shape: Shape) -> tuple[int, ...]:
-    """Where to count: at two T, from which to go on in a line, or at the shape's own where that would not be exact."""
+    """Where to count: at a few T, from which to go on, or at the shape's own where that would not be exact."""
     as_it_is = shape.T == 1 or (pair[1] == OURS and CASES[pair[0]].cut_by_length)
-    return (shape.T,) if as_it_is else TOKENS
+    return (shape.T,) if as_it_is else QUADRATIC_TOKENS if CASES[pair[0]].quadratic else TOKENS

@@ -83,6 +83,12 @@ class CaseResult:
         return [sum(kernel.unique for kernel in p.kernels) / self.tokens for p in self.passes]
 
     @property
+    def flops(self) -> list[float]:
+        """Of tl.dot per token and head."""
+        works = [[kernel.work.flops.values() for kernel in p.kernels if kernel.work] for p in self.passes]
+        return [sum(map(sum, found)) / self.tokens for found in works]
+
+    @property
     def torch_bytes(self) -> list[float]:
         return [p.torch_bytes / self.tokens for p in self.passes]
 
@@ -94,7 +100,7 @@ class CaseResult:
 
     def to_json(self) -> dict[str, Any]:
         """The fields and what follows from them."""
-        follows = ("launches", "bytes", "torch_bytes", "bound_us")
+        follows = ("launches", "bytes", "torch_bytes", "flops", "bound_us")
         return asdict(self) | {name: getattr(self, name) for name in follows}
 
 
@@ -106,6 +112,7 @@ def ratios(ours: CaseResult, peer: CaseResult) -> dict[str, float]:
         "bytes": (sum(ours.bytes), sum(peer.bytes)),
         "bytes with PyTorch's": (sum(ours.bytes + ours.torch_bytes), sum(peer.bytes + peer.torch_bytes)),
         "launches": (sum(ours.launches), sum(peer.launches)),
+        "FLOPs": (sum(ours.flops), sum(peer.flops)),
         "bound": (sum(ours.bound_us), sum(peer.bound_us)),
     }
     if ours.host_us:

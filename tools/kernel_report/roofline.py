@@ -5,6 +5,7 @@ half of it where few programs run long. Ratios between two designs of one kind c
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,33 +38,36 @@ class Work:
         return self.read + self.written
 
 
-def line(a: float, b: float, tokens: tuple[int, ...], T: int) -> float:
-    """At T, of what is `a` at the first and `b` at the last of `tokens`."""
-    first, last = tokens[0], tokens[-1]
-    return a if first == last else a + (b - a) * (T - first) / (last - first)
+def continued(values: Sequence[float], tokens: tuple[int, ...], T: int) -> float:
+    """At T, of what has these values at these numbers of tokens: the polynomial through them."""
+    return sum(
+        value * math.prod((T - other) / (here - other) for other in tokens if other != here)
+        for here, value in zip(tokens, values, strict=True)
+    )
 
 
-def extrapolate(small: dict[str, Any], large: dict[str, Any], tokens: tuple[int, ...], T: int, heads: int) -> Work:
-    """Work at T tokens and `heads` = batch x heads, from `count.LaunchCount`s of one head at two numbers of tokens.
+def extrapolate(counts: Sequence[dict[str, Any]], tokens: tuple[int, ...], T: int, heads: int) -> Work:
+    """Work at T tokens and `heads` = batch x heads, from `count.LaunchCount`s of one head at some numbers of tokens.
 
-    Counts are affine in T. With a single number of tokens, T itself, they are taken as they are.
+    Counts are affine in T and two numbers will do; of attention they are quadratic, and it takes three. With a single
+    number of tokens, T itself, they are taken as they are.
     """
 
-    def at(a: float, b: float) -> float:
-        return line(a, b, tokens, T)
+    def at(values: Iterable[float]) -> float:
+        return continued(list(values), tokens, T)
 
     total = {
-        name: heads * at(small[name], large[name])
+        name: heads * at(count[name] for count in counts)
         for name in ("unique_load_bytes", "unique_store_bytes", "sector_bytes", "exps")
     }
-    kinds = small["flops"].keys() | large["flops"].keys()
+    kinds = {kind for count in counts for kind in count["flops"]}
     return Work(
         read=total["unique_load_bytes"],
         written=total["unique_store_bytes"],
         through_l2=total["sector_bytes"],
-        flops={kind: heads * at(small["flops"].get(kind, 0), large["flops"].get(kind, 0)) for kind in sorted(kinds)},
+        flops={kind: heads * at(count["flops"].get(kind, 0) for count in counts) for kind in sorted(kinds)},
         mufu=total["exps"],
-        longest=at(small["serial_flops"], large["serial_flops"]),
+        longest=at(count["serial_flops"] for count in counts),
     )
 
 

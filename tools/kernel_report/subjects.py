@@ -24,6 +24,8 @@ class Subject:
         """Forward and backward on fresh inputs; backward does nothing for a decoding step and needs forward first."""
         case = CASES[self.case_name]
         x = case.inputs(shape, torch.device(device))
+        if self.name != OURS:
+            x = {name: tensor for name, tensor in x.items() if name not in PEERS[self.name].without}
         wanted = () if case.step else tuple(tensor.requires_grad_() for tensor in x.values())
         done: list[torch.Tensor] = []
         call = case.call if self.name == OURS else PEERS[self.name].call

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .cases import Shape
+from .cases import CASES, Shape
 from .result import PASSES, CaseResult, KernelLaunch, ratios
 from .subjects import OURS
 
@@ -20,6 +20,8 @@ def print_report(results: list[CaseResult], console: Console) -> None:
             console.print(code_table(found))
         if found[0].device:
             console.print(work_table(found))
+            if CASES[found[0].case].ideal:
+                console.print(ideal_table(found[0]))
     for case, subject in dict.fromkeys((r.case, r.subject) for r in bounded if r.subject != OURS):
         ours = [r for r in bounded if (r.case, r.subject) == (case, OURS)]
         console.print(comparison_table(ours, [r for r in bounded if (r.case, r.subject) == (case, subject)]))
@@ -90,6 +92,21 @@ def _work(kernel: KernelLaunch, tokens: int) -> Iterator[str]:
     yield f"{1e6 * kernel.bound:.1f} {kernel.limit}"
 
 
+def ideal_table(ours: CaseResult) -> Table:
+    """Counted bytes and FLOPs beside what the case cannot do without."""
+    ideal = CASES[ours.case].ideal
+    assert ideal is not None
+    least = ideal(ours.shape)
+    table = _table(f"{ours.case}: beside the ideal at {ours.shape}", f"per {_unit(ours)}")
+    for column in (OURS, "ideal", "ratio"):
+        table.add_column(column, justify="right")
+    for what, unit, found, wanted in (("bytes", 1, ours.bytes, least.bytes), ("kFLOP", 1e3, ours.flops, least.flops)):
+        for name, a, b in zip(PASSES, found, wanted, strict=True):
+            if b:
+                table.add_row(f"{what}, {name}", f"{a / unit:.0f}", f"{b / unit:.0f}", Text(f"{a / b:.2f}", "bold"))
+    return table
+
+
 def comparison_table(ours: list[CaseResult], peer: list[CaseResult]) -> Table:
     """Ours, a peer and the ratio ours / peer, by target and shape where that matters. Both lists in one order."""
     table = _table(f"{ours[0].case}: {OURS} beside flash-linear-attention", f"per {_unit(ours[0])}")
@@ -113,6 +130,7 @@ def _rows(ours: list[CaseResult]) -> Iterator[tuple[int, str, str, Callable[[Cas
             yield i, "bytes, backward", "bytes, backward" + at, lambda r: f"{r.bytes[1]:.0f}"
             yield i, "bytes", "bytes" + at, lambda r: f"{sum(r.bytes):.0f}"
         yield i, "bytes with PyTorch's", "  and PyTorch's", lambda r: f"{sum(r.bytes + r.torch_bytes):.0f}"
+        yield i, "FLOPs", "kFLOP" + at, lambda r: f"{sum(r.flops) / 1e3:.0f}"
         yield i, "launches", "launches" + at, lambda r: _sum(r.launches)
     yield -1, "", "PyTorch operations", lambda r: _sum(r.torch_calls)
     if ours[-1].host_us:
