@@ -143,6 +143,7 @@ class Trainer:
         return self._due() - {record["kind"] for record in self.folder.metrics() if record["step"] == self.step}
 
     def _measure(self, kinds: set[str]) -> None:
+        self._tell_mixers()
         self.validate({name for name in self.prepared.valid if f"valid/{name}" in kinds})
         for hook in self.hooks:
             if f"eval/{hook.name}" in kinds:
@@ -161,6 +162,7 @@ class Trainer:
         mine = torch.tensor(sum(batch.n_targets for batch in batches), device=self.engine.device)
         n_targets = int(self.engine.all_reduce(mine))
         self.model.train()
+        self._tell_mixers()
         totals = Totals()
         for batch in batches:
             output = self._forward(batch)
@@ -185,6 +187,12 @@ class Trainer:
     def _forward(self, batch: Batch) -> Any:
         ids = batch.input_ids.to(self.engine.device)
         return self.engine.forward(input_ids=ids, labels=ids, sequences=batch.sequences, logits=False)
+
+    def _tell_mixers(self) -> None:
+        """How far training is; past the end where a recipe now asks for fewer steps than were made."""
+        done = min(1.0, self.step / self.recipe.train.steps)
+        for mixer in self.model.mixers():
+            mixer.before_step(done)
 
     def _notify_mixers(self, stats: dict[int, dict[str, Tensor]]) -> dict[str, float]:
         """Let mixers update their buffers from the step's statistics; returns their telemetry."""
