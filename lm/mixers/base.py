@@ -70,11 +70,11 @@ class Mixer(Float32Module):
         raise NotImplementedError
 
     def before_step(self, done: float) -> None:
-        """Told what share of the training steps is done, in [0, 1]: before each step's forwards, before each measurement
-        in the loop, and so also when a run goes on. For what changes over training, such as a budget that shrinks.
+        """Told what share of the training steps is done, in [0, 1]: before each step's forwards, before each
+        measurement in the loop, and so also when a run goes on. For what changes over training, such as a budget.
 
-        The same on every process, and a function of `done` alone, so that a resumed run is as one that was never stopped.
-        A model that is loaded elsewhere is told nothing: it must compute as if `done` were 1.
+        What follows from it depends on `done` alone: a resumed run is then as one that was never stopped. A model that
+        is loaded elsewhere is told nothing: it computes as if `done` were 1.
         """
 
     def on_step(self, stats: dict[str, Tensor]) -> dict[str, float]:

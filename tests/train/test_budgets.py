@@ -1,4 +1,4 @@
-"""A mixer whose budget shrinks over training is told how far it is: before every step, validation, and after a resume."""
+"""A mixer whose budget shrinks over training is told how far that is: at every step, validation, and after a resume."""
 
 import pytest
 import torch
