@@ -124,8 +124,8 @@ class HybridLM(nn.Module):
         token refused. cu_seqlens: [N + 1], documents packed end to end, B = 1; `sequences` says the same without a copy
         from the device, for who knows the bounds on the host. attention_mask: [B, T], 0 where a token is padding,
         anywhere in a row. cache: True to start one, or the one to continue. logits=False skips them where only the loss
-        is wanted; layers=True keeps what enters every block. soft: for each token a distribution of the next one, beside
-        its label, where logits=False. Raises ValueError on shapes that contradict.
+        is wanted; layers=True keeps what enters every block. soft: for each token a distribution of the next, beside
+        its label; needs logits=False. Raises ValueError on shapes that contradict.
         """
         if attention_mask is not None and attention_mask.shape != input_ids.shape[:2]:
             expected = tuple(input_ids.shape[:2])

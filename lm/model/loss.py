@@ -131,8 +131,8 @@ def _checked(soft: SoftTargets, rows: int, vocab_size: int, low: torch.dtype) ->
     hidden = soft.hidden.detach().reshape(-1, soft.hidden.shape[-1])
     if len(hidden) != rows or soft.weight.shape != (vocab_size, hidden.shape[-1]):
         raise ValueError(
-            f"soft: hidden {tuple(soft.hidden.shape)} and weight {tuple(soft.weight.shape)}, expected a row for each of "
-            f"{rows} tokens, and a weight [{vocab_size}, {hidden.shape[-1]}]"
+            f"soft: hidden {tuple(soft.hidden.shape)} and weight {tuple(soft.weight.shape)}, expected a row for each "
+            f"of {rows} tokens, and a weight [{vocab_size}, {hidden.shape[-1]}]"
         )
     return soft._replace(hidden=hidden, weight=soft.weight.detach().to(low))
 
