@@ -84,7 +84,9 @@ def bench_ops(
                         rows = list(_compare(case, shape, dtype, n, peaks[dtype], repeats, chunk_size))
                         _print_rows(rows, console)
                         result["rows"] += map(asdict, rows)
-            lengths = _sweep(CASES[0], sweep, n, max(3, repeats // 4), chunk_size) if sweep and CASES[0] in cases else []
+            lengths = (
+                _sweep(CASES[0], sweep, n, max(3, repeats // 4), chunk_size) if sweep and CASES[0] in cases else []
+            )
             _print_lengths(lengths, console)
             result["sweep"] += map(asdict, lengths)
     return result

@@ -109,11 +109,11 @@ def memory_estimate(model: HybridLM, recipe: Recipe) -> dict[str, int]:
     }
 
 
-def check_memory(recipe: Recipe) -> None:
+def check_memory(recipe: Recipe, teacher: BaseModelConfig | None = None) -> None:
     """Raises ConfigError where training needs more memory than the machine has, before any of it is asked for.
 
     What is counted is certain: parameters, gradients and moments, shared as the ZeRO stage does between the processes
-    of this launch, and of a micro-batch the input of every layer.
+    of this launch, the parameters of a teacher, and of a micro-batch the input of every layer.
     """
     config, train = recipe.model, recipe.train
     rough = memory_estimate(_without_memory(config), recipe)
@@ -124,6 +124,8 @@ def check_memory(recipe: Recipe) -> None:
     }
     width = 2 if train.precision == "bf16" else 4
     needed["activations"] = width * train.sequences_per_forward(n) * config.context * config.n_layers * config.d_model
+    if teacher is not None:
+        needed["teacher"] = 4 * sum(p.numel() for p in _without_memory(teacher).parameters())
     there = machine_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if (total := sum(needed.values())) > there:
         parts = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in needed.items())

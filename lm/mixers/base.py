@@ -69,6 +69,14 @@ class Mixer(Float32Module):
         """Bytes of the decoding state of one sequence after T tokens; `dtype` is that of the activations."""
         raise NotImplementedError
 
+    def before_step(self, done: float) -> None:
+        """Told what share of the training steps is done, in [0, 1]: before each step's forwards, before each
+        measurement in the loop, and so also when a run goes on. For what changes over training, such as a budget.
+
+        What follows from it depends on `done` alone: a resumed run is then as one that was never stopped. A model that
+        is loaded elsewhere is told nothing: it computes as if `done` were 1.
+        """
+
     def on_step(self, stats: dict[str, Tensor]) -> dict[str, float | list[float]]:
         """Called once per optimizer step with the summed `stats`: update buffers, return telemetry to log by name.
 

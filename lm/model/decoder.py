@@ -20,7 +20,16 @@ from .cache import Cache
 from .filling import fill
 from .generate import generate
 from .initial import copy_new_parts, draw_matrices, new_parts
-from .loss import cap, check_labels, check_one_per_token, full_cross_entropy, linear_cross_entropy, shift_labels
+from .loss import (
+    SoftTargets,
+    TokenLoss,
+    cap,
+    check_labels,
+    check_one_per_token,
+    full_cross_entropy,
+    linear_cross_entropy,
+    shift_labels,
+)
 from .output import Output
 
 if TYPE_CHECKING:
@@ -106,6 +115,7 @@ class HybridLM(nn.Module):
         sequences: Sequences | None = None,
         logits: bool = True,
         layers: bool = False,
+        soft: SoftTargets | None = None,
     ) -> Output:
         """Score or continue sequences.
 
@@ -114,21 +124,24 @@ class HybridLM(nn.Module):
         token refused. cu_seqlens: [N + 1], documents packed end to end, B = 1; `sequences` says the same without a copy
         from the device, for who knows the bounds on the host. attention_mask: [B, T], 0 where a token is padding,
         anywhere in a row. cache: True to start one, or the one to continue. logits=False skips them where only the loss
-        is wanted; layers=True keeps what enters every block. Raises ValueError on shapes that contradict.
+        is wanted; layers=True keeps what enters every block. soft: for each token a distribution of the next, beside
+        its label; needs logits=False. Raises ValueError on shapes that contradict.
         """
         if attention_mask is not None and attention_mask.shape != input_ids.shape[:2]:
             expected = tuple(input_ids.shape[:2])
             raise ValueError(f"attention_mask: shape {tuple(attention_mask.shape)}, expected {expected}")
         if labels is not None:
             check_one_per_token("labels", labels, input_ids)
+        elif soft is not None:
+            raise ValueError("soft: needs labels, which say at which tokens there is something to predict")
         if attention_mask is not None and not bool((attention_mask == 1).all()):
             if cu_seqlens is not None or sequences is not None:
                 raise ValueError("attention_mask: cannot be combined with cu_seqlens; packed documents have no padding")
-            return self._forward_padded(input_ids, labels, attention_mask, cache, logits, layers)
+            return self._forward_padded(input_ids, labels, attention_mask, cache, logits, layers, soft)
         sequences = Sequences.given(input_ids, cu_seqlens, sequences)
         past = self._past(cache, len(sequences))
         context = Context.of_sequences(sequences, past, input_ids.device)
-        return self._run(input_ids, labels, context, cache, logits, layers)
+        return self._run(input_ids, labels, context, cache, logits, layers, soft)
 
     def _past(self, cache: Cache | Literal[True] | None, n: int) -> list[int] | None:
         if not isinstance(cache, Cache):
@@ -147,6 +160,7 @@ class HybridLM(nn.Module):
         cache: Cache | Literal[True] | None,
         logits: bool,
         layers: bool,
+        soft: SoftTargets | None,
         real: Tensor | None = None,
     ) -> Output:
         if cache is True:
@@ -175,11 +189,11 @@ class HybridLM(nn.Module):
                     stats[i] = dict(mixed.stats)
         x = self.norm(x)
         scores = self.head(x) if logits else None
-        loss = None
+        loss, terms = None, {}
         if labels is not None:
             check_labels(labels, self.config.vocab_size)
-            loss = self._loss(x, scores, shift_labels(labels, sequences), losses)
-        return Output(scores, loss, losses, cache, stats, x, tuple(entered))
+            loss, terms = self._loss(x, scores, shift_labels(labels, sequences), losses, soft)
+        return Output(scores, loss, losses, cache, stats, x, tuple(entered), terms)
 
     def _embed(self, input_ids: Tensor, sequences: Context) -> Tensor:
         """[B, T] -> [B, T, D]. Raises ValueError beyond the last learned position."""
@@ -198,20 +212,30 @@ class HybridLM(nn.Module):
         """Logits [..., V] of `Output.hidden` [..., D], capped if the model caps them."""
         return cap(project(self.lm_head, hidden), self.config.logit_softcap)
 
-    def _loss(self, x: Tensor, logits: Tensor | None, targets: Tensor, losses: dict[str, Tensor]) -> Tensor:
-        """Mean over the targets plus auxiliary losses, to which the z-loss (Chowdhery et al. 2022, sec. 5) is added."""
-        z_weight, softcap = self.config.z_loss, self.config.logit_softcap
-        if logits is None and not is_plain(self.lm_head, hooks=self.hooks_only_gather):
-            logits = self.head(x)  # an adapter, a hook, another dtype: what it computes is not in the weight
-        if logits is None:
-            sums = linear_cross_entropy(x, self.lm_head.weight, targets, z_weight=z_weight, softcap=softcap)
-        else:
-            sums = full_cross_entropy(logits, targets, z_weight=z_weight)
+    def _loss(
+        self, x: Tensor, logits: Tensor | None, targets: Tensor, losses: dict[str, Tensor], soft: SoftTargets | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over the targets plus auxiliary losses, to which the z-loss (Chowdhery et al. 2022, sec. 5) is added.
+
+        With soft targets the means of what is mixed, too.
+        """
+        sums = self._sums(x, logits, targets, soft)
         n = sums.n_targets.clamp(min=1)
         loss = sums.total / n + sum(losses.values())
         if self.config.z_loss:
             losses["z_loss"] = self.config.z_loss * sums.z / n
-        return loss
+        return loss, {} if soft is None else {"ce": sums.nll / n, "kl": sums.kl / n}
+
+    def _sums(self, x: Tensor, logits: Tensor | None, targets: Tensor, soft: SoftTargets | None) -> TokenLoss:
+        z_weight, softcap = self.config.z_loss, self.config.logit_softcap
+        if logits is None and is_plain(self.lm_head, hooks=self.hooks_only_gather):
+            weight = self.lm_head.weight
+            return linear_cross_entropy(x, weight, targets, z_weight=z_weight, softcap=softcap, soft=soft)
+        if soft is not None:
+            raise ValueError("soft: needs logits=False and an output head that nobody has wrapped")
+        if logits is None:
+            logits = self.head(x)  # an adapter, a hook, another dtype: what it computes is not in the weight
+        return full_cross_entropy(logits, targets, z_weight=z_weight)
 
     def _forward_padded(
         self,
@@ -221,6 +245,7 @@ class HybridLM(nn.Module):
         cache: Cache | Literal[True] | None,
         logits: bool,
         layers: bool,
+        soft: SoftTargets | None,
     ) -> Output:
         """Drop the padding, run the real tokens as packed sequences, put what came out back (zero at padding)."""
         real = attention_mask.bool()
@@ -232,7 +257,8 @@ class HybridLM(nn.Module):
         past = self._past(cache, len(input_ids))
         sequences = Context.documents_after(real.sum(1).tolist(), past, input_ids.device)
         packed = None if labels is None else labels[real][None]
-        output = self._run(input_ids[real][None], packed, sequences, cache, logits, layers, real)
+        soft = soft and soft._replace(hidden=soft.hidden[real][None])
+        output = self._run(input_ids[real][None], packed, sequences, cache, logits, layers, soft, real)
         scores = None if output.logits is None else _spread(output.logits, real)
         return output._replace(logits=scores, hidden=_spread(output.hidden, real))
 

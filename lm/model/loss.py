@@ -60,13 +60,30 @@ def _last_tokens(sequences: Context) -> Tensor:
     return torch.tensor(list(ends), dtype=torch.int64, device=sequences.device)
 
 
+class SoftTargets(NamedTuple):
+    """For every token a distribution over the vocabulary, beside its label: q = softmax(cap(hidden weight^T) / T).
+
+    hidden: [..., E], at the token that the next one is predicted from; weight: [V, E]; softcap as in
+    `linear_cross_entropy`; share: its part of the loss, in [0, 1], the rest is the label's. No gradient goes into it.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    softcap: float | None = None
+    temperature: float = 1.0
+    share: float = 0.5
+
+
 class TokenLoss(NamedTuple):
-    """Sums over the targets: `total` = nll + z_weight * z, in nats; its parts without gradients; their number, which
-    stays on the device."""
+    """Sums over the targets, in nats, their parts without gradients; their number, which stays on the device.
+
+    total = nll + z_weight * z; with soft targets (1 - share) * nll + share * T^2 * kl + z_weight * z.
+    """
 
     total: Tensor
     nll: Tensor
     z: Tensor
+    kl: Tensor
     n_targets: Tensor
 
 
@@ -76,25 +93,48 @@ def cap(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, z_weight: float = 0.0, softcap: float | None = None
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    z_weight: float = 0.0,
+    softcap: float | None = None,
+    soft: SoftTargets | None = None,
 ) -> TokenLoss:
     """Cross entropy of s = x weight^T without holding all of s.
 
         nll = sum_t logsumexp(s_t) - s_t[target_t],   z = sum_t logsumexp(s_t)^2
+        kl = sum_t KL(q_t || softmax(s_t / T)),       with q and T of the soft targets (Hinton et al. 2015, 1503.02531)
 
-    x: [..., D]; weight: [V, D]; targets: [...], IGNORE where there is none. With `softcap` c, s becomes c tanh(s / c).
-    Products run in the autocast dtype if there is one, the rest in float32 at least.
+    x: [..., D]; weight: [V, D]; targets: [...], IGNORE where there is none, of either kind. With `softcap` c, s becomes
+    c tanh(s / c). Products run in the autocast dtype if there is one, the rest in float32 at least. Raises ValueError
+    where soft targets do not fit, or are given to torch.compile.
     """
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)  # not to be seen inside a Function
     device = x.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if soft is not None:
+        soft = _checked(soft, len(x), len(weight), low)
     if torch.compiler.is_compiling():
-        total, nll, z, _, _ = TRACED(x, weight, targets, z_weight, softcap, learns, low)
-        nll, z = nll.detach(), z.detach()
+        if soft is not None:
+            raise ValueError("soft: not traced by torch.compile; compile the model's parts, not the whole")
+        total, nll, z, kl, _, _ = TRACED(x, weight, targets, z_weight, softcap, learns, low)
+        nll, z, kl = nll.detach(), z.detach(), kl.detach()
     else:
-        total, nll, z = _LinearCrossEntropy.apply(x, weight, targets, z_weight, softcap, learns, low)
-    return TokenLoss(total, nll, z, (targets != IGNORE).sum())
+        total, nll, z, kl = _LinearCrossEntropy.apply(x, weight, targets, z_weight, softcap, learns, low, soft)
+    return TokenLoss(total, nll, z, kl, (targets != IGNORE).sum())
+
+
+def _checked(soft: SoftTargets, rows: int, vocab_size: int, low: torch.dtype) -> SoftTargets:
+    """As [rows, E], in the products' dtype. Raises ValueError unless each row has a distribution over the tokens."""
+    hidden = soft.hidden.detach().reshape(-1, soft.hidden.shape[-1])
+    if len(hidden) != rows or soft.weight.shape != (vocab_size, hidden.shape[-1]):
+        raise ValueError(
+            f"soft: hidden {tuple(soft.hidden.shape)} and weight {tuple(soft.weight.shape)}, expected a row for each "
+            f"of {rows} tokens, and a weight [{vocab_size}, {hidden.shape[-1]}]"
+        )
+    return soft._replace(hidden=hidden, weight=soft.weight.detach().to(low))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -110,16 +150,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softcap: float | None,
         learns: bool,
         low: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        total, nll, z, *grads = _sums(x, weight, targets, z_weight, softcap, learns, low)
+        soft: SoftTargets | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        total, nll, z, kl, *grads = _sums(x, weight, targets, z_weight, softcap, learns, low, soft)
         ctx.save_for_backward(*grads)
-        ctx.mark_non_differentiable(nll, z)
-        return total, nll, z
+        ctx.mark_non_differentiable(nll, z, kl)
+        return total, nll, z, kl
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw = ctx.saved_tensors
-        return dx * grads[0], dw * grads[0], None, None, None, None, None
+        return *_scaled(ctx, *grads), None
+
+
+def _scaled(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    dx, dw = ctx.saved_tensors
+    return dx * grads[0], dw * grads[0], None, None, None, None, None
 
 
 def _sums(
@@ -130,11 +175,13 @@ def _sums(
     softcap: float | None,
     learns: bool,
     low: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The sums, and the gradients of `total` by x and by weight, which are empty unless it `learns`."""
+    soft: SoftTargets | None = None,
+) -> tuple[Tensor, ...]:
+    """total, nll, z and kl, and the gradients of `total` by x and by weight, which are empty unless it `learns`."""
     exact = torch.promote_types(x.dtype, torch.float32)
     dx, dw = x.new_empty(x.shape if learns else 0), weight.new_zeros(weight.shape if learns else 0, dtype=exact)
-    nll, z = x.new_zeros((), dtype=exact), x.new_zeros((), dtype=exact)
+    nll, z, kl = (x.new_zeros((), dtype=exact) for _ in range(3))
+    hard = 1.0 if soft is None else 1 - soft.share  # the label's part
     w = weight.to(low)
     with torch.autocast(x.device.type, enabled=False):
         for part in row_slices(len(x), len(weight), SLICE):
@@ -143,22 +190,39 @@ def _sums(
             target = target.where(kept, 0)
             # every row is multiplied, kept or not: oneDNN builds and caches a kernel for each new shape
             logits = cap((h @ w.T).to(exact), softcap)
+            kept = kept.to(exact)
             slope = None if softcap is None else 1 - (logits / softcap).square_()  # d capped / d uncapped
+            divergence, pull = (None, None) if soft is None else _divergence(logits, soft, part, low)
             chosen = logits.gather(1, target)
             top = logits.amax(-1, keepdim=True)
             p = logits.sub_(top).exp_()  # in place: a pass over the logits costs as much as a product
             mass = p.sum(-1, keepdim=True)
             lse = mass.log() + top
-            kept = kept.to(exact)
             nll += ((lse - chosen) * kept).sum()
             z += (lse.square() * kept).sum()
+            if divergence is not None:
+                kl += (divergence * kept).sum()
             if learns:
-                # d total / d logits = softmax (1 + 2 z_weight lse) - onehot
-                d = p.mul_(kept * (1 + 2 * z_weight * lse) / mass).scatter_add_(1, target, -kept)
+                # d total / d logits = softmax (hard + 2 z_weight lse) - hard onehot + share T^2 d kl / d logits
+                d = p.mul_(kept * (hard + 2 * z_weight * lse) / mass).scatter_add_(1, target, -hard * kept)
+                d = d if pull is None else d.addcmul_(pull, kept)
                 d = (d if slope is None else d.mul_(slope)).to(low)
                 dx[part] = (d @ w).to(dx.dtype)
                 dw += d.T @ h
-    return nll + z_weight * z, nll, z, dx, dw.to(weight.dtype)
+    total = hard * nll + z_weight * z
+    if soft is not None:
+        total = total + soft.share * soft.temperature**2 * kl
+    return total, nll, z, kl, dx, dw.to(weight.dtype)
+
+
+def _divergence(logits: Tensor, soft: SoftTargets, part: slice, low: torch.dtype) -> tuple[Tensor, Tensor]:
+    """KL(q || softmax(logits / T)) of each row of a slice [n, 1], and share T^2 times its gradient by the logits."""
+    theirs = cap((soft.hidden[part].to(low) @ soft.weight.T).to(logits.dtype), soft.softcap)
+    log_q = theirs.div_(soft.temperature).log_softmax(-1)
+    log_p = (logits / soft.temperature).log_softmax(-1)
+    q = log_q.exp()
+    divergence = (log_q.sub_(log_p) * q).sum(-1, keepdim=True)
+    return divergence, log_p.exp_().sub_(q).mul_(soft.share * soft.temperature)
 
 
 def _blank_sums(
@@ -171,22 +235,22 @@ def _blank_sums(
     low: torch.dtype,
 ) -> tuple[Tensor, ...]:
     exact = torch.promote_types(x.dtype, torch.float32)
-    sums = (x.new_empty((), dtype=exact) for _ in range(3))
+    sums = (x.new_empty((), dtype=exact) for _ in range(4))
     return *sums, x.new_empty(x.shape if learns else 0), weight.new_empty(weight.shape if learns else 0)
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[3:])
+    ctx.save_for_backward(*output[4:])
 
 
 # One node for torch.compile, which would unroll the slices anew for every number of tokens.
 TRACED = define(
     "linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, float z_weight, float? softcap, bool learns, "
-    "ScalarType low) -> (Tensor total, Tensor nll, Tensor z, Tensor dx, Tensor dw)",
+    "ScalarType low) -> (Tensor total, Tensor nll, Tensor z, Tensor kl, Tensor dx, Tensor dw)",
     _sums,
     _blank_sums,
 )
-torch.library.register_autograd(TRACED, _LinearCrossEntropy.backward, setup_context=_save, lib=LIBRARY)
+torch.library.register_autograd(TRACED, _scaled, setup_context=_save, lib=LIBRARY)
 
 
 def full_cross_entropy(logits: Tensor, targets: Tensor, z_weight: float = 0.0) -> TokenLoss:
@@ -196,4 +260,4 @@ def full_cross_entropy(logits: Tensor, targets: Tensor, z_weight: float = 0.0) -
     kept = targets != IGNORE
     nll = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
     z = (logits.logsumexp(-1).square() * kept).sum()
-    return TokenLoss(nll + z_weight * z, nll.detach(), z.detach(), kept.sum())
+    return TokenLoss(nll + z_weight * z, nll.detach(), z.detach(), torch.zeros_like(z), kept.sum())

@@ -1,5 +1,7 @@
 """What a model returns."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,7 +15,8 @@ class Output(NamedTuple):
     logits: [B, T, V] (None when `logits=False`). loss: scalar, mean over targets, auxiliary losses included (None
     without labels). aux_losses: by name, as they enter the loss. cache: the decoding state, if asked for.
     stats: each layer's statistics, {layer index: {name: sum}}. hidden: [B, T, D], what the output head reads.
-    layers: if asked for, what enters each block, [B, T, D].
+    layers: if asked for, what enters each block, [B, T, D]. terms: with soft targets the means over the targets of
+    `ce`, the labels' negative log likelihood, and of `kl`, without gradients and before their shares.
     """
 
     logits: Tensor | None
@@ -23,3 +26,4 @@ class Output(NamedTuple):
     stats: dict[int, dict[str, Tensor]]
     hidden: Tensor
     layers: tuple[Tensor, ...] = ()
+    terms: Mapping[str, Tensor] = MappingProxyType({})

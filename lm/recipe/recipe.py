@@ -18,6 +18,7 @@ from .files import load_tree
 from .grid import GridConfig, Variant
 from .model import ModelConfig
 from .train import OptimConfig, TrainConfig
+from .tune import DistillConfig, FreezeRule, InitConfig
 from .yaml_text import write_yaml
 
 
@@ -31,6 +32,9 @@ class Recipe(Strict):
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
+    init: InitConfig | None = None
+    distill: DistillConfig | None = None
+    freeze: list[FreezeRule] = Field(default_factory=list)
     eval: EvalConfig = EvalConfig()
     grid: GridConfig | None = Field(default=None, description="named variants of this recipe; see lm/recipe/grid.py")
 

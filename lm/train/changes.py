@@ -10,21 +10,24 @@ from ..data.files import append_records
 from ..parts.errors import ConfigError
 from ..recipe.recipe import Recipe
 from ..run import Run, code_revision, differences
+from .origins import read_origins
 
-PLACES = ("train.out", "description", "grid")
-"""Keys of a recipe that say where a run lies and what it is called, not what it does."""
+PLACES = ("train.out", "description", "grid", "init")
+"""Keys of a recipe that say where a run lies, what it is called and where it began, not what it does from now on."""
 
 
-def note_changes(run: Run, step: int) -> list[str]:
+def note_changes(run: Run, step: int, origins: dict[str, Any]) -> list[str]:
     """Compare recipe and code with those that the folder holds, and keep what differs; returns a line for each key.
 
-    step: the one from which on the new values hold.
+    step: the one from which on the new values hold. origins: the present ones, see origins.py; of the folder's, what
+    stands in both is compared.
     """
     found = [*differences(_recipe_before(run), _tree(run.recipe), "unset")]
     found = [change for change in found if not change[0].startswith(PLACES)]
     if (before := run.folder / "code.json").is_file():
         code = differences(_mapping(before), code_revision(), "unset")
         found += [(f"code.{name}", old, new) for name, old, new in code]
+    found += differences(read_origins(run), origins)
     now = time.time()
     records = [{"step": step, "time": now, "key": key, "before": old, "after": new} for key, old, new in found]
     if records:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.files import flush
-from ..parts.errors import CheckpointError, ConfigError
+from ..parts.errors import CheckpointError, ConfigError, concerning
 from ..recipe.train import CheckpointConfig
 from ..run import checkpoint_steps, differences, latest_checkpoint, open_tensors
 from .faults import on_main, together
@@ -83,13 +83,13 @@ class Checkpoints:
         """
         with ExitStack() as stack:
             with together():
-                state, model, optimizer = self._open(path, stack, engine.shapes())
+                state, model, optimizer = self._open(path, stack, engine)
             engine.import_state(model.get_tensor, optimizer and optimizer.get_tensor)
             if optimizer is not None:
                 _set_rng_states(optimizer)
         return {**state["extra"], "step": state["step"]}
 
-    def _open(self, path: Path, stack: ExitStack, shapes: dict[str, tuple[int, ...]]) -> tuple[dict, Any, Any]:
+    def _open(self, path: Path, stack: ExitStack, engine: "Engine") -> tuple[dict, Any, Any]:
         """state.json, the model's tensors and the optimizer's (None of an imported model), all known to fit."""
         state = _read_state(path)
         imported = not (path / "optimizer.safetensors").is_file()
@@ -101,8 +101,11 @@ class Checkpoints:
         _check(path, "model.", differences(_without(state["architecture"], left_out), self.architecture))
         model = stack.enter_context(_open_file(path / "model.safetensors"))
         stored = {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()}  # noqa: SIM118
-        _check(path, "tensor ", differences(stored, shapes, absent="nothing"))
+        _check(path, "tensor ", differences(stored, engine.shapes(), absent="nothing"))
         optimizer = None if imported else stack.enter_context(_open_file(path / "optimizer.safetensors"))
+        if optimizer is not None:
+            with concerning(str(path)):
+                engine.check_optimizer(optimizer.keys(), optimizer.get_tensor("updates"))
         return state, model, optimizer
 
     def _keep(

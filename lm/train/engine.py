@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,13 +18,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..model import HybridLM, Output
+from ..parts.errors import ConfigError
 from ..recipe.train import OptimConfig, TrainConfig
 from .distributed import start_process_group
+from .freeze import Freezing
 from .parallel import apply
 from .schedule import learning_rate
 from .state import MOMENTS, STAGES
 
 MAX_BUCKET = 200_000_000  # elements reduced at once; DeepSpeed allocates the bucket whole
+SET_BACK = "set the recipe's freeze back, or go on in a run of its own, by init"
 
 
 class StepResult(NamedTuple):
@@ -39,9 +42,17 @@ class Engine:
 
     After `backward` of every micro-batch of a step, on every rank, the gradient is that of the plain sum of the passed
     losses over micro-batches and ranks: divide each by what the whole batch needs, such as its number of targets.
+    freezing: of `model`, what of it is frozen; `begin` says when a step begins.
     """
 
-    def __init__(self, model: HybridLM, optim: OptimConfig, train: TrainConfig, total_steps: int):
+    def __init__(
+        self,
+        model: HybridLM,
+        optim: OptimConfig,
+        train: TrainConfig,
+        total_steps: int,
+        freezing: Freezing | None = None,
+    ):
         learning_rate(0, total_steps, optim)  # an impossible schedule fails here, not after the start-up
         start_process_group()
         deepspeed = _load_deepspeed()
@@ -49,7 +60,8 @@ class Engine:
         self.model = model
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.is_main = self.rank == 0
-        self._state = STAGES[train.zero_stage](model, optim, deepspeed)
+        self._freezing = freezing or Freezing(model, (), total_steps)
+        self._state = STAGES[train.zero_stage](model, optim, deepspeed, self._freezing.until)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._state.adam,
@@ -58,6 +70,10 @@ class Engine:
         )
         self._state.attach(self._engine)
         self.device: torch.device = torch.device(self._engine.device)
+
+    def begin(self, done: int) -> None:
+        """Before a step's first forward: `done` steps have been made, which decides what trains."""
+        self._freezing.done = self._state.adam.done = done
 
     def forward(self, **batch: Any) -> Output:
         """The model's output, under autocast when the precision is bf16."""
@@ -94,7 +110,8 @@ class Engine:
         """Training state free of ZeRO stage and world size, on the CPU; collective, empty except on rank 0.
 
         Returns the model's tensors under its own names (a tied weight once) and the optimizer's: `exp_avg.NAME`,
-        `exp_avg_sq.NAME`, and `updates`, the number of steps applied.
+        `exp_avg_sq.NAME`, and `updates`, the number of steps applied; where parameters began to train at different
+        steps, one of each in the order of their names in the model, 0 for those that do not train.
         """
         model: dict[str, Tensor] = {}
         optimizer: dict[str, Tensor] = {}
@@ -104,8 +121,27 @@ class Engine:
                 self._keep(optimizer, f"{key}.{name}", self._state.moment(p, key))
         for name, buffer in self._buffers():
             self._keep(model, name, buffer)
-        self._keep(optimizer, "updates", self._state.updates)
+        counts = [self._state.updates(p) if p.requires_grad else None for p in self.model.parameters()]
+        trained = {float(count) for count in counts if count is not None}
+        each = torch.tensor([0.0 if count is None else float(count) for count in counts])
+        self._keep(optimizer, "updates", each if len(trained) > 1 else torch.tensor(trained.pop()))
         return model, optimizer
+
+    def check_optimizer(self, names: Collection[str], updates: Tensor) -> None:
+        """Raise ConfigError when an optimizer's tensors, by name, with its `updates`, are not for what trains here."""
+        counts: dict[int, tuple[str, float]] = {}
+        for i, (name, p) in enumerate(self.model.named_parameters()):
+            if not p.requires_grad:
+                continue
+            if f"{MOMENTS[0]}.{name}" not in names:
+                raise ConfigError(f"{name} did not train before and would now; {SET_BACK}")
+            count = float(updates[i] if updates.ndim else updates)
+            first, other = counts.setdefault(self._state.group_of(p), (name, count))
+            if count != other:
+                raise ConfigError(
+                    f"{first} has had {other:.0f} updates and {name} {count:.0f}, but neither is frozen longer than "
+                    f"the other; {SET_BACK}"
+                )
 
     @torch.no_grad()
     def import_state(self, model: Callable[[str], Tensor], optimizer: Callable[[str], Tensor] | None = None) -> None:
@@ -113,15 +149,15 @@ class Engine:
 
         The model's tensors may be of any float dtype. Without an optimizer's, the moments stay as they are.
         """
-        for name, p in self.model.named_parameters():
+        updates = optimizer("updates") if optimizer else torch.tensor(0.0)
+        for i, (name, p) in enumerate(self.model.named_parameters()):
             self._state.set_parameter(p, model(name).to(self.device, torch.float32))
             if optimizer and p.requires_grad:
                 for key in MOMENTS:
                     self._state.set_moment(p, key, optimizer(f"{key}.{name}").to(self.device))
+                self._state.set_updates(p, updates[i] if updates.ndim else updates)
         for name, buffer in self._buffers():
             buffer.copy_(model(name))
-        if optimizer:
-            self._state.updates = optimizer("updates")
 
     def _keep(self, tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
         if self.is_main:
@@ -149,6 +185,7 @@ def _settings(model: nn.Module, train: TrainConfig, clip: float) -> dict[str, An
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },
+        "zero_allow_untested_optimizer": True,  # ours is AdamW that passes groups by
         "zero_optimization": {
             "stage": train.zero_stage,
             # both buy overlap with memory copies, which a CPU does not hide

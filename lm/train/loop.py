@@ -4,8 +4,9 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,13 +20,17 @@ from ..model import HybridLM
 from ..recipe.recipe import Recipe
 from ..run import Run
 from .checkpoint import Checkpoints
+from .distill import Teacher
 from .distributed import processes
 from .engine import Engine
 from .faults import on_main, together
+from .freeze import Freezing
 from .health import Health
 from .schedule import learning_rate
 from .signals import Signals, agreed, end
+from .start import Start, source_of, starts_from
 from .telemetry import Logged, Telemetry
+from .vocabulary import check_same_vocabulary
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,18 @@ class Totals:
     losses: dict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
     stats: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
-    def add(self, loss: Tensor, aux: dict[str, Tensor], stats: dict[int, dict[str, Tensor]], n: int) -> None:
-        """Count one forward with mean loss `loss` over `n` targets."""
-        extra = {name: value.detach().double() for name, value in aux.items()}
-        self.nll += (loss.detach().double() - sum(extra.values())) * n
+    def add(
+        self,
+        loss: Tensor,
+        aux: dict[str, Tensor],
+        stats: dict[int, dict[str, Tensor]],
+        n: int,
+        terms: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Count one forward with mean loss `loss` over `n` targets; terms: what else it is a mixture of than `ce`."""
+        extra = {name: value.detach().double() for name, value in (aux | dict(terms)).items()}
+        own = extra["ce"] if terms else loss.detach().double() - sum(extra.values())
+        self.nll += own * n
         self.targets += n
         for name, value in extra.items():
             self.losses[name] += value * n
@@ -78,9 +91,21 @@ class Totals:
 
 
 class Trainer:
-    """One run from its first or latest step to its last. All processes build one and call `run`."""
+    """One run from its first or latest step to its last. All processes build one and call `run`.
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, run: Run, console: Console, hooks: Sequence[Hook] = ()):
+    teacher: the model that the recipe's `distill` names, with its weights. origins: where the weights of step 0 came
+    from, for the run's folder to keep; empty unless they did.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        prepared: Prepared,
+        run: Run,
+        console: Console,
+        hooks: Sequence[Hook] = (),
+        teacher: HybridLM | None = None,
+    ):
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
         torch.manual_seed(recipe.seed)
@@ -88,8 +113,12 @@ class Trainer:
         with together():  # what every process refuses is said once
             learning_rate(0, recipe.train.steps, recipe.optim)
             self.micro_batch = recipe.train.sequences_per_forward(processes())
+        self.checkpoints = Checkpoints(run.checkpoints, recipe.train.checkpoint, recipe.model.model_dump(mode="json"))
         self.model = HybridLM(recipe.model)
-        self.engine = Engine(self.model, recipe.optim, recipe.train, recipe.train.steps)
+        self.origins = self._start()
+        with together():
+            freezing = Freezing(self.model, recipe.freeze, recipe.train.steps)
+        self.engine = Engine(self.model, recipe.optim, recipe.train, recipe.train.steps, freezing)
         with together():
             self.loader = Loader(
                 prepared.train,
@@ -101,12 +130,18 @@ class Trainer:
                 rank=self.engine.rank,
                 world_size=self.engine.world_size,
             )
-        self.checkpoints = Checkpoints(run.checkpoints, recipe.train.checkpoint, recipe.model.model_dump(mode="json"))
+        self.teacher: Teacher | None = None
+        if teacher is not None and recipe.distill is not None:
+            self.teacher = Teacher(teacher, recipe.distill, self.engine, recipe.train.precision == "bf16")
         self.telemetry = Telemetry(run, recipe, self.model, self.engine, console)
+        if self.teacher is not None:
+            self.telemetry.flops_per_token += self.teacher.model.flops_per_token(recipe.model.context)
         self.health = Health(min(recipe.train.max_skipped, recipe.train.steps))
         self.signals = Signals(self.engine.is_main)
         self.skipped = 0
         self.step = self._resume()
+        if recipe.distill and self.teacher is None and self.step < recipe.train.steps:
+            raise ValueError("distill: Trainer has to be given the teacher")
         self.owed = on_main(self._owed)
 
     def run(self) -> None:
@@ -143,6 +178,7 @@ class Trainer:
         return self._due() - {record["kind"] for record in self.folder.metrics() if record["step"] == self.step}
 
     def _measure(self, kinds: set[str]) -> None:
+        self._tell_mixers()
         self.validate({name for name in self.prepared.valid if f"valid/{name}" in kinds})
         for hook in self.hooks:
             if f"eval/{hook.name}" in kinds:
@@ -161,12 +197,14 @@ class Trainer:
         mine = torch.tensor(sum(batch.n_targets for batch in batches), device=self.engine.device)
         n_targets = int(self.engine.all_reduce(mine))
         self.model.train()
+        self.engine.begin(self.step)
+        self._tell_mixers()
         totals = Totals()
         for batch in batches:
-            output = self._forward(batch)
+            output = self._learn(batch)
             # weighted by its tokens: the step's gradient is that of the mean over the whole global batch
             self.engine.backward(output.loss * (batch.n_targets / n_targets))
-            totals.add(output.loss.detach(), output.aux_losses, output.stats, batch.n_targets)
+            totals.add(output.loss.detach(), output.aux_losses, output.stats, batch.n_targets, output.terms)
         lr = learning_rate(self.step, self.recipe.train.steps, self.recipe.optim)
         result = self.engine.step(lr)
         self.step += 1
@@ -182,9 +220,21 @@ class Trainer:
         self.telemetry.train_step(self.step, record, tokens, time.perf_counter() - started, waited)
         return agreed(signals)
 
+    def _learn(self, batch: Batch) -> Any:
+        """The output whose loss is trained on: that of the labels, or of the teacher beside them."""
+        if self.teacher is None:
+            return self._forward(batch)
+        return self.teacher.forward(batch.input_ids.to(self.engine.device), batch.sequences)
+
     def _forward(self, batch: Batch) -> Any:
         ids = batch.input_ids.to(self.engine.device)
         return self.engine.forward(input_ids=ids, labels=ids, sequences=batch.sequences, logits=False)
+
+    def _tell_mixers(self) -> None:
+        """How far training is; past the end where a recipe now asks for fewer steps than were made."""
+        done = min(1.0, self.step / self.recipe.train.steps)
+        for mixer in self.model.mixers():
+            mixer.before_step(done)
 
     def _notify_mixers(self, stats: dict[int, dict[str, Tensor]]) -> dict[str, Logged]:
         """Let mixers update their buffers from the step's statistics; returns their telemetry."""
@@ -227,6 +277,18 @@ class Trainer:
         if self.health.well or self.step == self.recipe.train.steps:
             extra = {"loader": self.loader.state_dict(), "skipped": self.skipped}
             self.checkpoints.save(self.engine, self.step, extra, rotate=self.health.well)
+
+    def _start(self) -> dict[str, Any]:
+        """Take the weights of step 0 from another run, if the recipe says so and this one has none."""
+        init = on_main(lambda: starts_from(self.recipe, self.folder))
+        if init is None:
+            return {}
+        run, checkpoint = on_main(lambda: source_of(init))  # one answer, as when resuming
+        with together():
+            check_same_vocabulary(run, self.prepared.tokenizer, "init")
+            start = Start(init, self.model, checkpoint)
+            start.fill(self.model)
+        return {"init": start.record(run)}
 
     def _resume(self) -> int:
         newest = on_main(self.checkpoints.latest)  # one answer: a network's folder may look different to two nodes

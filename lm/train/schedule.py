@@ -38,8 +38,8 @@ def learning_rate(step: int, total: int, optim: OptimConfig) -> float:
 def _phases(total: int, optim: OptimConfig) -> tuple[int, int]:
     """Steps of warm-up and of decay."""
     schedule = optim.schedule
-    warmup = _steps("warmup", schedule.warmup, total)
-    decay = _steps("decay", schedule.decay, total) if schedule.kind == "wsd" else 0
+    warmup = whole_steps("optim.schedule.warmup", schedule.warmup, total)
+    decay = whole_steps("optim.schedule.decay", schedule.decay, total) if schedule.kind == "wsd" else 0
     if warmup + decay > total:
         raise ConfigError(
             f"optim.schedule: warmup of {warmup} and decay of {decay} steps do not fit into train.steps={total}; "
@@ -48,9 +48,10 @@ def _phases(total: int, optim: OptimConfig) -> tuple[int, int]:
     return warmup, decay
 
 
-def _steps(name: str, value: float, total: int) -> int:
+def whole_steps(field: str, value: float, total: int) -> int:
+    """A fraction of `total` below 1, else a number of steps. Raises ConfigError for one that is not whole."""
     if value < 1:
         return round(value * total)
     if value != int(value):
-        raise ConfigError(f"optim.schedule.{name}: {value} is neither a fraction below 1 nor a whole number of steps")
+        raise ConfigError(f"{field}: {value} is neither a fraction below 1 nor a whole number of steps")
     return int(value)

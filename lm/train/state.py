@@ -4,7 +4,7 @@ One class per way of holding them. This file imports no DeepSpeed: the engine ha
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..recipe.train import OptimConfig
-from .optim import GuardedAdamW, build_optimizer
+from .optim import GuardedAdamW, LateAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -20,15 +20,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class StageState(ABC):
     """Parameters and moments of one model, read and written whole however they are held.
 
-    adam: the optimizer for DeepSpeed to step. clip: the gradient norm for DeepSpeed to clip to, 0 where `adam` clips.
-    Create it before `deepspeed.initialize` and `attach` what that returns. All but `attach` is collective.
+    until: after how many steps a parameter begins to train. adam: the optimizer for DeepSpeed to step. clip: the
+    gradient norm for DeepSpeed to clip to, 0 where `adam` clips. Create it before `deepspeed.initialize` and `attach`
+    what that returns. All but `attach` is collective.
     """
 
-    adam: torch.optim.AdamW
+    adam: LateAdamW
     clip: float
 
     @abstractmethod
-    def __init__(self, model: nn.Module, optim: OptimConfig, deepspeed: Any): ...
+    def __init__(self, model: nn.Module, optim: OptimConfig, deepspeed: Any, until: Mapping[nn.Parameter, int]):
+        self._group = {p: i for i, group in enumerate(self.adam.param_groups) for p in group["params"]}
+        self._counts: list[list[Tensor]] = [[] for _ in self.adam.param_groups]
 
     @abstractmethod
     def attach(self, engine: Any) -> None:
@@ -54,33 +57,38 @@ class StageState(ABC):
         """Shape of the whole parameter."""
         return tuple(p.shape)
 
-    @property
-    def updates(self) -> Tensor:
-        """The number of steps applied, a scalar."""
-        return next(iter(self.adam.state.values()))["step"]
+    def updates(self, p: nn.Parameter) -> Tensor:
+        """How many steps were applied to a parameter, a scalar. It is the same for all of a group."""
+        return self._counts[self._group[p]][0]
 
-    @updates.setter
-    def updates(self, value: Tensor) -> None:
-        for state in self.adam.state.values():
-            state["step"].copy_(value)
+    def set_updates(self, p: nn.Parameter, value: Tensor) -> None:
+        """Write the count of a parameter, and so of its group."""
+        for count in self._counts[self._group[p]]:
+            count.copy_(value)
 
-    def _create_moments(self, owned: Iterable[Tensor]) -> None:
-        """owned: the tensors that `adam` updates on this rank."""
-        for p in owned:
+    def group_of(self, p: nn.Parameter) -> int:
+        """Which of `adam`'s groups trains a parameter."""
+        return self._group[p]
+
+    def _create_moments(self, owned: Iterable[tuple[int, Tensor]]) -> None:
+        """owned: the tensors that `adam` updates on this rank, each with its group."""
+        for group, p in owned:
             step = torch.zeros((), dtype=torch.float32, device=p.device)
             self.adam.state[p] = {"step": step, **{key: torch.zeros_like(p, requires_grad=False) for key in MOMENTS}}
+            self._counts[group].append(step)
 
 
 class Replicated(StageState):
     """Stage 0: every rank holds everything, and DeepSpeed steps the optimizer as it is."""
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, deepspeed: Any):
-        self.adam, self.clip = GuardedAdamW(model, optim), 0.0
+    def __init__(self, model: nn.Module, optim: OptimConfig, deepspeed: Any, until: Mapping[nn.Parameter, int]):
+        self.adam, self.clip = GuardedAdamW(model, optim, until), 0.0
+        super().__init__(model, optim, deepspeed, until)
 
     def attach(self, engine: Any) -> None:
         if dist.get_world_size() == 1:
             engine.enable_backward_allreduce = False  # else it copies every gradient twice to reduce nothing
-        self._create_moments(p for group in self.adam.param_groups for p in group["params"])
+        self._create_moments((i, p) for i, group in enumerate(self.adam.param_groups) for p in group["params"])
 
     def parameter(self, p: nn.Parameter) -> Tensor:
         return p
@@ -98,8 +106,9 @@ class Replicated(StageState):
 class _Partitioned(StageState):
     """What the stages that cut the optimizer into parts have in common: DeepSpeed knows where the parts are."""
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, deepspeed: Any):
-        self.adam, self.clip, self._deepspeed = build_optimizer(model, optim), optim.clip, deepspeed
+    def __init__(self, model: nn.Module, optim: OptimConfig, deepspeed: Any, until: Mapping[nn.Parameter, int]):
+        self.adam, self.clip, self._deepspeed = LateAdamW(model, optim, until), optim.clip, deepspeed
+        super().__init__(model, optim, deepspeed, until)
 
     def parameter(self, p: nn.Parameter) -> Tensor:
         return self._deepspeed.utils.safe_get_full_fp32_param(p) if p.requires_grad else self._frozen(p)
@@ -116,7 +125,7 @@ class PartitionedOptimizer(_Partitioned):
     """Stages 1 and 2: every rank holds the parameters, and a part of their master copy and of the moments."""
 
     def attach(self, engine: Any) -> None:
-        self._create_moments(engine.optimizer.single_partition_of_fp32_groups)
+        self._create_moments(enumerate(engine.optimizer.single_partition_of_fp32_groups))
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def set_parameter(self, p: nn.Parameter, value: Tensor) -> None:
@@ -134,7 +143,8 @@ class PartitionedParameters(_Partitioned):
     """Stage 3: every rank holds a part of everything; a parameter is gathered where it is used."""
 
     def attach(self, engine: Any) -> None:
-        self._create_moments(engine.optimizer.fp32_partitioned_groups_flat)
+        parts, group_of = engine.optimizer.fp32_partitioned_groups_flat, engine.optimizer.sub_group_to_group_id
+        self._create_moments((group_of[i], part) for i, part in enumerate(parts))
 
     def set_parameter(self, p: nn.Parameter, value: Tensor) -> None:
         with self._deepspeed.zero.GatheredParameters([p], modifier_rank=0):

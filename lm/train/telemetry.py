@@ -94,6 +94,7 @@ class Telemetry:
             f"norm {record['norm']:.2f}",
             f"lr {record['lr']:.1e}",
         ]
+        parts += [f"{name} {record[name]:.4f}" for name in ("kl", "hidden") if name in record]
         parts.append(
             f"tok/s {_short(rate)}" + (f" ({_short(rate / self.world_size)}/gpu)" if self.world_size > 1 else "")
         )

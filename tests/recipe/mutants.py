@@ -58,6 +58,11 @@ TEXTS = (
     "#",
     "\n",
 )
+TUNING: dict[str, Any] = {  # sections that a recipe has only where it says so
+    "init": {"run": "runs/none", "missing": ["*.weight"]},
+    "distill": {"teacher": "runs/none", "temperature": 2.0, "weight": 0.5, "hidden": 1.0, "layers": "all"},
+    "freeze": [{"match": ["embed*", "blocks.0.*"], "until": 0.5}, {"match": ["norm.*"], "until": 2}],
+}
 SLOW = {"n_layers"}  # many layers are no mistake, but take long to make
 
 
@@ -72,6 +77,8 @@ def mutants(seed: int, n: int, bases: list[dict[str, Any]]) -> Iterator[str]:
     rng = random.Random(seed)
     for _ in range(n):
         tree = copy.deepcopy(rng.choice(bases))
+        if "optim" in tree and rng.random() < 0.3:
+            tree |= copy.deepcopy({key: TUNING[key] for key in rng.sample(sorted(TUNING), rng.choice((1, 2)))})
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             rng.choice((_value, _value, _value, _nudge, _nudge, _delete, _swap, _layers, _layers, _rename))(tree, rng)
         text = write_yaml(tree)

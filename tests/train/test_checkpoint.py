@@ -43,6 +43,9 @@ class Toy:
     def shapes(self):
         return {"w": tuple(self.w.shape)}
 
+    def check_optimizer(self, names, updates):
+        assert updates.ndim == 0 and {"exp_avg.w", "updates"} <= set(names)
+
 
 def toy_checkpoints(folder: Path, architecture: dict | None = None, **options) -> Checkpoints:
     return Checkpoints(folder, CheckpointConfig(**options), architecture or {})

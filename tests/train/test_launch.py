@@ -50,3 +50,26 @@ def test_a_run_of_two_processes_goes_on_in_one(tiny_recipe):
     for record in whole.metrics():
         if record["kind"] == "train":
             assert resumed[record["step"]] == pytest.approx(record["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_processes_tune_as_one_does(stage, tiny_recipe):
+    """Begun with another run's weights, beside a teacher, a part of the model frozen at first and another for good."""
+    first = train("alone", tiny_recipe, "train.steps=2", "train.out=" + str(tiny_recipe.parent / "first"))
+    folder = tiny_recipe.parent / "first"
+    tuned = [
+        f"init={folder}",
+        f"distill={{teacher: {folder}, weight: 0.7, temperature: 2.0, hidden: 0.5, layers: all}}",
+        "freeze=[{match: [embed*]}, {match: ['blocks.0.*'], until: 3}]",
+        f"train.zero_stage={stage}",
+        "optim.lr=0.03",
+    ]
+    assert first.recipe.name == "alone"
+    one, two = train("alone", tiny_recipe, *tuned), train("torchrun", tiny_recipe, *tuned)
+    expected = {r["step"]: r for r in one.metrics() if r["kind"] == "train"}
+    for record in two.metrics():
+        if record["kind"] == "train":
+            for name in ("loss", "kl", "hidden", "norm"):
+                assert record[name] == pytest.approx(expected[record["step"]][name], rel=1e-3, abs=1e-5), name
+    assert expected[8]["kl"] > 1e-4
