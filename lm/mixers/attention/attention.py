@@ -89,3 +89,6 @@ class Attention(Mixer):
 
     def on_step(self, stats: dict[str, Tensor]) -> dict[str, float | list[float]]:
         return self.heads.telemetry(stats)
+
+    def before_step(self, done: float) -> None:
+        self.heads.before_step(done)

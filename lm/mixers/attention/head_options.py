@@ -82,6 +82,9 @@ class HeadsConfig(Strict):
     router_dtype: Literal["float32", "model"] = "float32"
     """`model` rounds as the published models do."""
     balance: BalanceConfig = BalanceConfig()
+    anneal: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training steps in which the heads in use fall evenly from all to `active`; 0: there are no more from
+    the start. Measurements in between use as many as the next step."""
 
     def in_model(self, ordinal: int, peers: int, routed: int, section: str) -> Self:
         """The options of the ordinal-th of `peers` layers that have these, in a model with `routed` layers of routed

@@ -61,6 +61,10 @@ class Heads(Protocol):
         """Of the stats of a step."""
         ...
 
+    def before_step(self, done: float) -> None:
+        """As `Mixer.before_step`."""
+        ...
+
 
 class AllHeads:
     """Each with weight 1."""
@@ -79,6 +83,9 @@ class AllHeads:
 
     def telemetry(self, stats: dict[str, Tensor]) -> dict[str, float | list[float]]:
         return {}
+
+    def before_step(self, done: float) -> None:
+        """All from first to last."""
 
 
 class RoutedHeads:
@@ -110,13 +117,18 @@ class RoutedHeads:
         """weight [B, T, H], shared heads first; p and used [B, T, choices]; norms [B, T, H] of the queries."""
         if self.place != tuple(range(self.n_heads)):
             weight = weight.index_select(-1, sequences.once(_on_device, self.place))
-        everywhere = self.active == self.n_heads or self.needs_all()
+        everywhere = self.chosen == self.choices or self.needs_all()
         gate = HeadGate(weight.to(torch.promote_types(weight.dtype, torch.float32)), everywhere)
         if not self.choices or (sequences.tokens <= 1 and not sequences.packed):  # no token has a target
             return Routed(gate)
         loss = balance_loss(p, used, sequences, self.options.balance)
         losses = {"balance": self.options.balance.coef * loss} if self.options.balance.coef else NONE
         return Routed(gate, losses, routing_stats(p.detach(), used, loss.detach(), norms, sequences))
+
+    def before_step(self, done: float) -> None:
+        target = (self.active - self.shared) // self.unit
+        left = max(1 - done / self.options.anneal, 0.0) if self.options.anneal else 0.0
+        self.chosen = target + round(left * (self.choices - target))
 
     def needs_all(self) -> bool:
         """Whether gradients need heads that a token does not use."""
