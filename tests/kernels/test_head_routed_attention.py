@@ -1,4 +1,6 @@
-"""Head-routed attention: every backend that runs here against the definition, with what only compiled tiles get wrong."""
+"""Head-routed attention: backends that run here against the definition, and what only compiled tiles get wrong."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -291,3 +293,19 @@ def test_native_ops_have_results_of_the_right_shape_for_tensors_that_are_none():
     for g in (gate, None):
         given_ = (q, k, v, g, o, lse, o, [1, 2], [3, 4], [0, 4, 9])
         opcheck(ops.head_routed_attention_backward, given_, test_utils="test_faketensor")
+
+
+def test_calls_from_several_threads_at_once():
+    inputs = make(2, 100)
+    expected = run(inputs, backend="native")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: run(inputs, backend="native"), range(8)))
+    assert all(same(x, expected) for x in found)
+
+
+def test_denormals_are_flushed_inside_and_only_there():
+    q, k, v, gate = (x.float() for x in make(1, 100))
+    gate[:, 50] = 1e-42
+    found = run([q, k, v, gate], torch.float32, backend="native")
+    assert not any(found[name][:, 50].any() for name in ("o", "dq", "dgate"))
+    assert torch.tensor([1e-40]).mul(0.5).item() != 0
