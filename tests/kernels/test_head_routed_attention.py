@@ -136,6 +136,19 @@ def test_all_heads_are_plain_attention():
     assert_close(o, torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=True).transpose(1, 2), 1e-14)
 
 
+def test_no_gate_is_a_gate_of_ones():
+    from hybridlm.kernels.head_routed_attention import native
+
+    q, k, v, gate = make(2, 100, 4, 2)
+    expected = run([q, k, v, torch.ones_like(gate)], backend="native")
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    x = RoutedArguments.checked(*leaves, gate, sink=None, window=None, cu_seqlens=None, sequences=None)
+    o = native.run(x._replace(gate=None))
+    do = torch.randn(o.shape, generator=torch.Generator().manual_seed(9)).to(o.dtype)
+    found = (o, *torch.autograd.grad(o, leaves, do))
+    assert all(torch.equal(a, expected[name]) for a, name in zip(found, NAMES, strict=False))
+
+
 def test_large_scores_and_equal_ones():
     q, k, v, gate = make(1, 200, 2, 1)
     check([2 * q, 2 * k, v, gate], torch.float32)
