@@ -68,9 +68,13 @@ def bench_ops(
     only: str = "",
     console: Console | None = None,
 ) -> dict[str, list[dict]]:
-    """Measure the operators whose names begin with `only`, and print. Returns {"peak": GFLOP/s of torch.mm, "rows": comparisons, "sweep": cost per token over T}."""
+    """Measure the operators whose names begin with `only`, and print.
+
+    Returns {"peak": GFLOP/s of torch.mm, "rows": comparisons, "sweep": cost per token over T}.
+    """
     console = console or PlainConsole()
     cases = [case for case in CASES if case.name.startswith(only)]
+    swept = sweep and CASES[0] in cases
     result: dict[str, list[dict]] = {"peak": [], "rows": [], "sweep": []}
     for n in threads:
         with _threads(n):
@@ -84,9 +88,7 @@ def bench_ops(
                         rows = list(_compare(case, shape, dtype, n, peaks[dtype], repeats, chunk_size))
                         _print_rows(rows, console)
                         result["rows"] += map(asdict, rows)
-            lengths = (
-                _sweep(CASES[0], sweep, n, max(3, repeats // 4), chunk_size) if sweep and CASES[0] in cases else []
-            )
+            lengths = _sweep(CASES[0], sweep, n, max(3, repeats // 4), chunk_size) if swept else []
             _print_lengths(lengths, console)
             result["sweep"] += map(asdict, lengths)
     return result

@@ -40,7 +40,7 @@ def bench_ops(
     only: Annotated[str, typer.Option(metavar="NAME", help="operators whose names begin so; default: all")] = "",
     json_file: JsonFile = None,
 ) -> None:
-    """Every operator's CPU backends against transformers, flash-linear-attention and PyTorch, in turn in one process."""
+    """Every operator's CPU backends against transformers, flash-linear-attention or PyTorch, in turn in one process."""
     from .bench_cases import CASES
     from .bench_ops import bench_ops as measure
 

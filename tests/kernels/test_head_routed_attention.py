@@ -1,4 +1,6 @@
-"""Head-routed attention: every backend that runs here against the definition, with what only compiled tiles get wrong."""
+"""Head-routed attention: backends that run here against the definition, and what only compiled tiles get wrong."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -132,6 +134,19 @@ def test_all_heads_are_plain_attention():
     o = head_routed_attention(q, k, v, torch.ones_like(gate), backend="native")
     rows = (x.transpose(1, 2) for x in (q, k, v))
     assert_close(o, torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=True).transpose(1, 2), 1e-14)
+
+
+def test_no_gate_is_a_gate_of_ones():
+    from hybridlm.kernels.head_routed_attention import native
+
+    q, k, v, gate = make(2, 100, 4, 2)
+    expected = run([q, k, v, torch.ones_like(gate)], backend="native")
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    x = RoutedArguments.checked(*leaves, gate, sink=None, window=None, cu_seqlens=None, sequences=None)
+    o = native.run(x._replace(gate=None))
+    do = torch.randn(o.shape, generator=torch.Generator().manual_seed(9)).to(o.dtype)
+    found = (o, *torch.autograd.grad(o, leaves, do))
+    assert all(torch.equal(a, expected[name]) for a, name in zip(found, NAMES, strict=False))
 
 
 def test_large_scores_and_equal_ones():
@@ -291,3 +306,19 @@ def test_native_ops_have_results_of_the_right_shape_for_tensors_that_are_none():
     for g in (gate, None):
         given_ = (q, k, v, g, o, lse, o, [1, 2], [3, 4], [0, 4, 9])
         opcheck(ops.head_routed_attention_backward, given_, test_utils="test_faketensor")
+
+
+def test_calls_from_several_threads_at_once():
+    inputs = make(2, 100)
+    expected = run(inputs, backend="native")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: run(inputs, backend="native"), range(8)))
+    assert all(same(x, expected) for x in found)
+
+
+def test_denormals_are_flushed_inside_and_only_there():
+    q, k, v, gate = (x.float() for x in make(1, 100))
+    gate[:, 50] = 1e-42
+    found = run([q, k, v, gate], torch.float32, backend="native")
+    assert not any(found[name][:, 50].any() for name in ("o", "dq", "dgate"))
+    assert torch.tensor([1e-40]).mul(0.5).item() != 0
