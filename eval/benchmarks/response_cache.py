@@ -15,17 +15,32 @@ from ...lm.parts.errors import DataError
 
 if TYPE_CHECKING:
     from ...lm.data.tokenizer import Tokenizer
+    from ...lm.recipe.model import BaseModelConfig
 
 FORMAT = 1  # raise it when the same request on the same weights would be answered differently
+LATER: dict[str, tuple[str, ...]] = {"moh": (), "attention": ("heads",)}
+"""Mixers, or options of one that are null where they are not used, that came after the first fingerprints: without them
+a model keeps the fingerprint, and so the answers, that it had."""
 COMMIT_EVERY = 1.0  # seconds; what a crash can lose
 
 
 def fingerprint(model: HybridLM, tokenizer: "Tokenizer", **options: Any) -> str:
     """SHA-256 of all that an answer depends on: weights with their dtypes, architecture, tokenizer, options, FORMAT."""
     digest = hashlib.sha256(f"{FORMAT} {tokenizer.prompt_fingerprint} {sorted(options.items())}".encode())
-    digest.update(model.config.model_dump_json().encode())
+    digest.update(_architecture(model.config).encode())
     add_weights(digest, model)
     return digest.hexdigest()
+
+
+def _architecture(config: "BaseModelConfig") -> str:
+    """The model section as it was written before `LATER`, where nothing of that is used."""
+    absent = LATER.keys() - {spec.mixer for spec in config.layer_specs()}
+    left_out: dict[str, Any] = {name: True for name, options in LATER.items() if not options and name in absent}
+    for name, options in LATER.items():
+        section = config.mixer_options(name)
+        unused = {option for option in options if getattr(section, option) is None}
+        left_out |= {name: unused} if unused else {}
+    return config.model_dump_json(exclude=left_out)
 
 
 def add_weights(digest: "hashlib._Hash", module: torch.nn.Module) -> None:

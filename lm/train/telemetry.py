@@ -131,7 +131,9 @@ class Telemetry:
         self.pending.append({"kind": f"{kind}/{key}" if key else kind, "step": step, "time": time.time(), **values})
         for name, value in values.items():
             if isinstance(value, list):  # a curve for each head would be hundreds of them
-                self.board.add_histogram(f"{kind}/{name}", np.array(value), step)
+                numbers = np.array(value)
+                if np.isfinite(numbers).all():  # a histogram has no place for others
+                    self.board.add_histogram(f"{kind}/{name}", numbers, step)
             else:
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 

@@ -9,8 +9,23 @@ import pytest
 from hybridlm.eval.benchmarks import response_cache
 from hybridlm.eval.benchmarks.response_cache import ResponseCache
 from hybridlm.lm.parts.errors import DataError
+from hybridlm.tests.model.helpers import small
 
 REQUESTS = [("score", (1, 2), (3,)), ("score", (1,), (2, 3)), ("generate", [1, 2], "x", None)]
+
+
+def test_what_came_to_recipes_later_counts_where_a_model_has_it():
+    """Without it a model keeps the fingerprint of before."""
+    plain, moh, routed = (
+        response_cache._architecture(small(**options))
+        for options in (
+            {"pattern": ["attention"], "moh": {"n_heads": 7}},
+            {"pattern": ["moh"], "moh": {"n_heads": 7}},
+            {"pattern": ["attention"], "attention": {"heads": {"shared": 1}}},
+        )
+    )
+    assert '"moh"' not in plain and '"heads"' not in plain and '"gla"' in plain
+    assert '"moh":{' in moh and '"n_heads":7' in moh and '"heads":{"router":"moh"' in routed
 
 
 def test_answers_come_back_as_they_were(tmp_path):

@@ -54,7 +54,7 @@ def test_even_use_costs_the_share_of_active_heads_and_collapse_costs_more():
         options = BalanceConfig(form=form)
         assert balance_loss(p, even, rows(p), options).item() == pytest.approx(expected, rel=1e-12)
         # a router that is sure of the heads it always takes
-        sure = torch.where(collapsed, 1 / 3, 0.0).double()
+        sure = collapsed.double() / 3
         assert balance_loss(sure, collapsed, rows(p), options).item() == pytest.approx(2 * expected, rel=1e-12)
 
 

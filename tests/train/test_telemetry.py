@@ -11,7 +11,7 @@ from rich.console import Console
 from hybridlm.lm.data.files import append_records
 from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run, _commit, checkpoint_steps
-from hybridlm.lm.train.telemetry import log_measured
+from hybridlm.lm.train.telemetry import Telemetry, log_measured
 from hybridlm.tools.pretrain import pretrain
 from hybridlm.tools.records import rate, tokens_at
 
@@ -111,6 +111,16 @@ def test_the_use_of_heads_is_logged_where_a_line_is_printed_however_the_batch_is
     for record, other in zip(records, others, strict=True):
         assert record["balance"] == pytest.approx(other["balance"], rel=1e-3)
         assert record["loss"] == pytest.approx(other["loss"], abs=2e-4)
-    board = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    board = EventAccumulator(str(run.folder / "tensorboard"), {"histograms": 0}).Reload()  # keep all
     assert [event.step for event in board.Histograms("train/layer1/activation")] == [1, 2, 4, 5]
     assert [event.step for event in board.Scalars("train/layer1/effective_heads")] == [1, 2, 3, 4, 5]
+
+
+def test_lists_with_numbers_that_are_not_finite_end_no_run(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    telemetry = object.__new__(Telemetry)
+    telemetry.main, telemetry.pending = True, []
+    with SummaryWriter(str(tmp_path)) as telemetry.board:
+        telemetry._keep("train", 1, {"layer0/query_norm": [1.0, math.inf], "layer1/query_norm": [math.nan]})
+    assert telemetry.pending[0]["layer0/query_norm"] == [1.0, math.inf]
