@@ -143,7 +143,9 @@ def test_half_precision_comes_back_too(tmp_path, dtype):
 def test_a_llama_that_uses_some_heads_is_none_unless_asked(tmp_path):
     save(tmp_path / "src")
     import_checkpoint(tmp_path / "src", tmp_path / "run", heads=heads_of(3, shared=1))
-    with pytest.raises(ConfigError, match=r"attention.heads is [^;]*, needs None; use hybridlm, or .* \(--drop-heads\)"):
+    with pytest.raises(
+        ConfigError, match=r"attention.heads is [^;]*, needs None; use hybridlm, or .* \(--drop-heads\)"
+    ):
         export_run(tmp_path / "run", tmp_path / "out", "llama", None, Console(quiet=True))
     export_run(tmp_path / "run", tmp_path / "own", "auto", None, Console(quiet=True))
     again = load_pretrained(tmp_path / "own")
@@ -231,7 +233,7 @@ def run_of_attention(tmp_path):
     from hybridlm.lm.data.tokenizer import train_tokenizer
     from hybridlm.lm.run import Run
 
-    recipe = Recipe.load("demo", ["model.vocab_size=290", "model.n_layers=2", "model.d_model=32"])
+    recipe = Recipe.load("demo")
     model = section(pattern=["attention"], vocab_size=290, attention={"n_heads": 4})
     recipe = Recipe.parse(recipe.model_dump() | {"model": model.model_dump()})
     folder = tmp_path / "trained"

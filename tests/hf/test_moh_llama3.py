@@ -76,7 +76,9 @@ def config(**changes) -> dict:
 
 
 def test_the_published_sizes():
-    found = recipe_section(config(num_attention_heads=32, num_key_value_heads=8, hidden_size=4096))["attention"]["heads"]
+    found = recipe_section(config(num_attention_heads=32, num_key_value_heads=8, hidden_size=4096))["attention"][
+        "heads"
+    ]
     assert (found["shared"], found["active"]) == (16, 24)
 
 
