@@ -12,7 +12,7 @@ from hybridlm.lm.recipe.model import ModelConfig
 
 
 def routed(heads: dict[str, Any] | None = None, n_layers: int = 2, **attention: Any) -> ModelConfig:
-    own = {"n_heads": 8, "n_kv_heads": 4, "head_dim": 8, **attention, "heads": heads or {}}
+    own = {"n_heads": 8, "n_kv_heads": 4, "head_dim": 8, "heads": heads or {}, **attention}
     return ModelConfig.parse({"d_model": 32, "n_layers": n_layers, "pattern": ["attention"], "attention": own})
 
 
@@ -168,6 +168,10 @@ def test_errors_say_the_fix(heads, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"n_heads": 1, "n_kv_heads": 1, "heads": {"shared": 1}},
+            "attention.heads.shared: 1 is all of n_heads=1, nothing is left to weigh; use 0 or heads: null",
+        ),
         (
             {"dropout": 0.1},
             "attention.dropout: 0.1 of the attention weights, which routed heads do not form; use 0 or heads: null",

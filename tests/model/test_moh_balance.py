@@ -54,7 +54,7 @@ def test_even_use_costs_the_share_of_active_heads_and_collapse_costs_more():
         options = BalanceConfig(form=form)
         assert balance_loss(p, even, rows(p), options).item() == pytest.approx(expected, rel=1e-12)
         # a router that is sure of the heads it always takes
-        sure = torch.where(collapsed, 1 / 3, 0.0).double()
+        sure = collapsed.double() / 3
         assert balance_loss(sure, collapsed, rows(p), options).item() == pytest.approx(2 * expected, rel=1e-12)
 
 
@@ -66,6 +66,11 @@ def test_documents_count_by_their_targets():
     assert found.item() == pytest.approx(expected, rel=1e-6)  # weights of documents are float32
     together = balance_loss(p, used, documents(LENGTHS), BalanceConfig(form="sum", over="micro_batch"))
     assert together.item() == pytest.approx(printed(p[0], used[0]), rel=1e-12)
+
+
+def test_documents_of_one_token_have_no_target_and_no_balance():
+    p, used = drawn(4)
+    assert balance_loss(p, used, documents([1, 1, 0, 1, 1]), BalanceConfig()).item() == 0
 
 
 def test_rows_are_documents():

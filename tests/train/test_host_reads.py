@@ -62,7 +62,7 @@ def reads(monkeypatch) -> HostReads:
 
 
 def hybrid():
-    layers = [*MIXERS, {"attention": {"window": 16}}]
+    layers = [*MIXERS, {"attention": {"window": 16}}, {"moh": {"n_heads": 4}}]
     return build(pattern=layers, n_layers=len(layers), z_loss=1e-4).train()
 
 

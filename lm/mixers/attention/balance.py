@@ -47,7 +47,7 @@ class _Documents(NamedTuple):
 def _documents(sequences: Context) -> _Documents:
     lengths = torch.tensor(sequences.lengths, device=HOST)
     of = torch.arange(len(lengths), device=HOST).repeat_interleave(lengths)
-    weight = _targets(lengths).double() / (_targets(lengths).sum() * lengths.clamp(min=1) ** 2)
+    weight = _targets(lengths).double() / (_targets(lengths).sum().clamp(min=1) * lengths.clamp(min=1) ** 2)
     return _Documents(of.to(sequences.device), weight.float().to(sequences.device))
 
 
@@ -56,8 +56,7 @@ def _targets(lengths: Tensor) -> Tensor:
     return (lengths - 1).clamp(min=0)
 
 
-def n_targets(sequences: Context) -> int:
-    """Tokens of a call that are predicted."""
+def _n_targets(sequences: Context) -> int:
     return sum(max(length - 1, 0) for length in sequences.lengths)
 
 
@@ -67,7 +66,7 @@ SUMS = 4  # tokens, targets, balance loss by targets, entropy by tokens
 def routing_stats(p: Tensor, used: Tensor, loss: Tensor, norms: Tensor | None, sequences: Context) -> dict[str, Tensor]:
     """Sums over the call in one tensor, which processes add up at once: `SUMS`, uses of each choice [R], norms [H]."""
     p = p.to(torch.promote_types(p.dtype, torch.float32)).flatten(0, 1)
-    tokens, targets = len(p), n_targets(sequences)
+    tokens, targets = len(p), sequences.once(_n_targets)
     entropy = torch.special.entr(p).sum()
     sums = [entropy.new_tensor(tokens), entropy.new_tensor(targets), loss * targets, entropy]
     parts = [torch.stack(sums), used.flatten(0, 1).sum(0)]

@@ -123,6 +123,8 @@ class HeadsConfig(Strict):
                 f"{where}.active: {active} counts the shared={shared} and leaves no head to route, the other "
                 f"{n_heads - shared} would never be used; use {shared + unit} to {n_heads}"
             )
+        if self.router == "moh" and shared == n_heads == 1:
+            raise ValueError(f"{where}.shared: 1 is all of n_heads=1, nothing is left to weigh; use 0 or heads: null")
         heads = self._shared_heads(where, shared, n_heads, unit)
         return self.model_copy(update={"shared": shared, "active": active, "shared_heads": heads})
 
@@ -152,16 +154,16 @@ class HeadsConfig(Strict):
     def _shared_heads(self, where: str, shared: int, n_heads: int, unit: int) -> list[int]:
         if self.shared_heads is None:
             return list(range(shared))
-        heads = sorted(self.shared_heads)
+        heads, named = sorted(self.shared_heads), set(self.shared_heads)
         if len(heads) != shared:
             raise ValueError(
                 f"{where}.shared_heads: names {len(heads)} heads, but shared={shared}; leave shared out or name as many"
             )
-        if len(set(heads)) != len(heads) or (heads and heads[-1] >= n_heads):
+        if len(named) != len(heads) or (heads and heads[-1] >= n_heads):
             raise ValueError(
                 f"{where}.shared_heads: {brief(self.shared_heads)}; allowed: heads from 0 to {n_heads - 1}, each once"
             )
-        if any(head // unit * unit + i not in heads for head in heads for i in range(unit)):
+        if any(head // unit * unit + i not in named for head in heads for i in range(unit)):
             raise ValueError(
                 f"{where}.shared_heads: {brief(heads)} splits a group of {unit} heads, which route: groups uses "
                 "together; name whole groups"

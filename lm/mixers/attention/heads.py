@@ -92,9 +92,9 @@ class RoutedHeads:
         self.shared, self.active = heads.shared, heads.active
         self.unit = options.n_heads // options.n_kv_heads if heads.route == "groups" else 1
         self.choices, self.chosen = (self.n_heads - self.shared) // self.unit, (self.active - self.shared) // self.unit
-        self.routed_heads = tuple(i for i in range(self.n_heads) if i not in heads.shared_heads)
-        order = (*heads.shared_heads, *self.routed_heads)
-        self.place = tuple(order.index(i) for i in range(self.n_heads))  # of each head in this order
+        self.routed_heads = tuple(sorted(set(range(self.n_heads)) - set(heads.shared_heads)))
+        order = {head: i for i, head in enumerate((*heads.shared_heads, *self.routed_heads))}
+        self.place = tuple(order[head] for head in range(self.n_heads))  # of each head among them
         self.exact = heads.router_dtype == "float32"
 
     def choose(self, scores: Tensor, p: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class RoutedHeads:
             weight = weight.index_select(-1, sequences.once(_on_device, self.place))
         everywhere = self.active == self.n_heads or self.needs_all()
         gate = HeadGate(weight.to(torch.promote_types(weight.dtype, torch.float32)), everywhere)
-        if not self.choices or sequences.longest <= 1:  # no token has a target
+        if not self.choices or (sequences.tokens <= 1 and not sequences.packed):  # no token has a target
             return Routed(gate)
         loss = balance_loss(p, used, sequences, self.options.balance)
         losses = {"balance": self.options.balance.coef * loss} if self.options.balance.coef else NONE

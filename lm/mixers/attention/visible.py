@@ -57,13 +57,17 @@ class Causal:
             return o if gate is None else gate.times(o)
         self.remember(state, k, v, sequences)
         keys, values = (x.to(q.dtype) for x in state.held())
-        if sequences.tokens == 1 and sequences.same_past is not None:
-            if gate is not None and not gate.everywhere:
-                return head_routed_attention_step(q[:, 0], keys, values, gate.weight[:, 0])[:, None]
+        one = sequences.tokens == 1 and not sequences.packed
+        seen = None  # all of them, where every row has one token after the same past
+        if not one or sequences.same_past is None:
+            seen = sequences.once(_seen_after, self.window, keys.shape[1])
+        if one and gate is not None and not gate.everywhere:
+            seen = None if seen is None else seen[:, 0]
+            return head_routed_attention_step(q[:, 0], keys, values, gate.weight[:, 0], seen=seen)[:, None]
+        if seen is None:
             o = grouped_attention(q, keys, values)
         else:
             rows = sequences.once(_rows)
-            seen = sequences.once(_seen_after, self.window, keys.shape[1])
             o = rows.gathered(grouped_attention(rows.spread(q), keys, values, seen))
         return o if gate is None else gate.times(o)
 
