@@ -24,7 +24,7 @@ ROUTER = "query_norm"
 def attention_of(model: "BaseModelConfig", where: object) -> AttentionConfig:
     """Options of the first layer of a model whose heads can be routed.
 
-    Raises ConfigError for one with other layers than attention, or with routed heads. where: what a message begins with.
+    Raises ConfigError for one with other layers than attention, or with routed heads. where: how the message begins.
     """
     specs = model.layer_specs()
     if {spec.mixer for spec in specs} != {"attention"}:

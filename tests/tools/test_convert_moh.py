@@ -222,7 +222,7 @@ WRONG = {
     "llama src out --moh shared:2": "'shared:2' is not KEY=VALUE",
     "llama src out --moh active=4 --calibrate text.txt": "shared-by=first ranks no heads; leave it out",
     "llama src out --calibrate text.txt": "ranks heads for --moh, which is not given",
-    "llama src out --moh active=4,shared-by=norm --calibrate nowhere.txt": "--calibrate: text 'nowhere.txt': no such file",
+    "llama src out --moh active=4,shared-by=norm --calibrate nowhere.txt": "text 'nowhere.txt': no such file",
     "llama src out --moh active=4,shared-by=norm --calibrate empty.txt": "--calibrate: text 'empty.txt': is empty",
     "llama src out --moh active=4,shared-by=norm --calibrate no.txt": "--calibrate: text 'no.txt': not UTF-8",
     "llama src out --moh active=4,shared-by=norm --calibrate-tokens 0": "Invalid value for '--calibrate-tokens'",

@@ -59,9 +59,8 @@ def check_shared_by(option: str, name: str) -> str:
 def check_calibration(text: str | None, shared_by: Collection[str]) -> None:
     """Raises ConfigError for a text that ranks nothing."""
     if text is not None and set(shared_by) == {FIRST}:
-        raise ConfigError(
-            f"--calibrate {brief(text)}: shared-by=first ranks no heads; leave it out, or ask for {', '.join(SHARED_BY[1:])}"
-        )
+        others = ", ".join(SHARED_BY[1:])
+        raise ConfigError(f"--calibrate {brief(text)}: shared-by=first ranks no heads; leave it out, or use {others}")
 
 
 def _number(key: str, value: str) -> int:

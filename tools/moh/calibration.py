@@ -35,7 +35,7 @@ def bits_per_byte(model: HybridLM, stretches: Stretches) -> float:
 
 
 def sharing(model: HybridLM, heads: HeadsConfig, by: str, calibration: Stretches | None) -> HeadsConfig:
-    """`heads`, whose numbers are finished, with the shared ones of each layer of a dense model by their rank in `by`."""
+    """`heads`, whose numbers are finished, with each layer's shared ones, those of a dense model that rank highest."""
     if by == FIRST or calibration is None:
         return heads
     options = model.config.layer_specs()[0].options

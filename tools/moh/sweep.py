@@ -37,8 +37,8 @@ def sweep(
 ) -> None:
     """Print bits per byte of `text`, its first `tokens` tokens, routed by query norm: a line for each of `shared_by`.
 
-    calibrate: text whose first `calibrate_tokens` tokens rank heads. Raises ConfigError, before anything is computed, for what
-    does not fit the model at `src`.
+    calibrate: text whose first `calibrate_tokens` tokens rank heads. Raises ConfigError, before anything is computed,
+    for what does not fit the model at `src`.
     """
     for by in shared_by:
         check_shared_by("--shared-by", by)
