@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..mixers.attention.head_options import HeadsConfig
+from ..mixers.attention.options import AttentionConfig
 from ..parts.errors import ConfigError
 from ..recipe.layers import describe
 from ..recipe.model import ModelConfig
@@ -20,22 +21,30 @@ if TYPE_CHECKING:
 ROUTER = "query_norm"
 
 
-def finished_heads(model: "BaseModelConfig", heads: HeadsConfig, where: object) -> HeadsConfig:
-    """`heads` with its numbers of shared and active heads as this model has them.
+def attention_of(model: "BaseModelConfig", where: object) -> AttentionConfig:
+    """Options of the first layer of a model whose heads can be routed.
 
-    Raises ConfigError for a model with other layers than attention or with routed heads, and for numbers that do not
-    fit it. where: what the message begins with.
+    Raises ConfigError for one with other layers than attention, or with routed heads. where: how the message begins.
     """
     specs = model.layer_specs()
     if {spec.mixer for spec in specs} != {"attention"}:
         raise ConfigError(
             f"{where}: its layers are {describe(specs)}; allowed: attention alone, give a model of the Llama family"
         )
-    if any(spec.options.heads for spec in specs):
+    options: list[Any] = [spec.options for spec in specs]
+    if any(one.heads for one in options):
         raise ConfigError(f"{where}: its heads are routed already; give the checkpoint that it was made of")
+    return options[0]
+
+
+def finished_heads(model: "BaseModelConfig", heads: HeadsConfig, where: object) -> HeadsConfig:
+    """`heads` with its numbers of shared and active heads as this model has them.
+
+    Raises ConfigError as `attention_of`, and for numbers that do not fit the model.
+    """
+    options = attention_of(model, where)
     if heads.router != ROUTER:
         raise ConfigError(f"router {heads.router!r}: has weights, which {where} has not; allowed: {ROUTER}")
-    options = specs[0].options
     try:
         finished = heads.resolve(options.n_heads, options.n_kv_heads, "attention")
     except ValueError as error:
@@ -52,7 +61,10 @@ def with_heads(model: "BaseModelConfig", heads: HeadsConfig, where: object) -> M
 
 
 def without_heads(model: "BaseModelConfig") -> ModelConfig:
-    """The same model with all heads of every layer. Raises ConfigError where none are routed, or by a learned router."""
+    """The same model with all heads of every layer in use: another function, unless they were already.
+
+    Raises ConfigError where no heads are routed, or by a router with weights.
+    """
     found = [heads for spec in model.layer_specs() if (heads := getattr(spec.options, "heads", None))]
     if not found:
         raise ConfigError("heads: none are routed in this model, so there is nothing to drop; export it as it is")

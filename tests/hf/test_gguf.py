@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from hybridlm.lm.hf import load_pretrained, save_pretrained
 from hybridlm.lm.hf.chat import ChatTemplate
 from hybridlm.lm.hf.importing import import_checkpoint
+from hybridlm.lm.mixers.attention.head_options import HeadsConfig
 from hybridlm.lm.parts.errors import CheckpointError, ConfigError
 from hybridlm.tests.hf.llamas import ids, save
 from hybridlm.tests.oracles import assert_close
@@ -100,6 +101,15 @@ def test_float32_is_bitwise_the_checkpoint(tmp_path, make, options):
         assert torch.equal(mine.state_dict()[name], tensor), name
     with torch.no_grad():
         assert_close(mine(ids()).logits, theirs(ids()).logits, 1e-5, "logits")
+
+
+def test_routed_heads_over_a_file(tmp_path, make):
+    make(QUANT.Q8_0)
+    heads = HeadsConfig(router="query_norm", shared=2, active=4, shared_heads=[1, 3])
+    run = import_checkpoint(tmp_path / "x.gguf", tmp_path / "run", heads=heads)
+    mine, dense = load_pretrained(run.folder), load_pretrained(tmp_path / "x.gguf")
+    assert mine.config.layer_specs()[0].options.heads.shared_heads == [1, 3]
+    assert torch.equal(mine(ids()).logits, dense(ids()).logits)
 
 
 # half a step of the coarsest block, relative to weights that are normal

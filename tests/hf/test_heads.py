@@ -233,7 +233,7 @@ def run_of_attention(tmp_path):
     from hybridlm.lm.data.tokenizer import train_tokenizer
     from hybridlm.lm.run import Run
 
-    recipe = Recipe.load("demo", ["model.vocab_size=290", "model.n_layers=2", "model.d_model=32"])
+    recipe = Recipe.load("demo")
     model = section(pattern=["attention"], vocab_size=290, attention={"n_heads": 4})
     recipe = Recipe.parse(recipe.model_dump() | {"model": model.model_dump()})
     folder = tmp_path / "trained"

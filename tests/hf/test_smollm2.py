@@ -9,6 +9,8 @@ import torch
 
 from hybridlm.lm.data.registered.sources import SOURCES, read
 from hybridlm.lm.hf import load_pretrained, save_pretrained
+from hybridlm.lm.hf.importing import import_checkpoint
+from hybridlm.lm.mixers.attention.head_options import HeadsConfig
 from hybridlm.lm.model.loading import load_run
 from hybridlm.tests.oracles import assert_close
 
@@ -46,6 +48,20 @@ def test_bits_per_byte_of_moby_dick(smollm2, model):
     loss = float(model(torch.tensor([ids]), labels=torch.tensor([ids]), logits=False).loss)
     bits = loss * (len(ids) - 1) / math.log(2) / len(tokenizer.decode(ids).encode())
     assert 1.25 < bits < 1.40  # 1.34 is what transformers measures on such windows with the same weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_with_all_nine_heads_active_every_bit_is_that_of_the_source(smollm2, tmp_path, dtype):
+    heads = HeadsConfig(router="query_norm", shared=3, active=9, shared_heads=[0, 4, 8])
+    run = import_checkpoint(smollm2.folder, tmp_path / "run", heads=heads)
+    dense, moh = load_pretrained(smollm2.folder, dtype=dtype), load_pretrained(run.folder, dtype=dtype)
+    ids = torch.tensor([smollm2.tokenizer().encode(TEXTS["code"])])
+    assert torch.equal(moh(ids).logits, dense(ids).logits)
+    caches = moh.new_cache(1), dense.new_cache(1)
+    for piece in ids.split([20, *[1] * (ids.shape[1] - 20)], 1):
+        found, expected = (model(piece, cache=cache).logits for model, cache in zip((moh, dense), caches, strict=True))
+        assert torch.equal(found, expected)
 
 
 @torch.no_grad()

@@ -94,6 +94,7 @@ WRONG = {
     "convert checkpoint pipe out": "pipe",
     "convert checkpoint empty.gguf out": "empty.gguf",
     "convert checkpoint folder out --dtype fp9": "dtype 'fp9': unknown",
+    "convert sweep folder --shared 1 --active 2": "holds no config.json",
     "report folder": "no recipe.yaml there",
     "report file": "no recipe.yaml there",
     "report scored --out folder": "hybridlm: folder: Is a directory",

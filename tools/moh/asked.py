@@ -1,5 +1,6 @@
 """The value of --moh: which heads a converted model uses, and by what its shared heads are chosen."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from ...lm.hf.families import llama_moh
@@ -53,6 +54,13 @@ def check_shared_by(option: str, name: str) -> str:
     if name not in SHARED_BY:
         raise ConfigError(f"{option}: {brief(name)} is unknown; {nearest(name, SHARED_BY)}")
     return name
+
+
+def check_calibration(text: str | None, shared_by: Collection[str]) -> None:
+    """Raises ConfigError for a text that ranks nothing."""
+    if text is not None and set(shared_by) == {FIRST}:
+        others = ", ".join(SHARED_BY[1:])
+        raise ConfigError(f"--calibrate {brief(text)}: shared-by=first ranks no heads; leave it out, or use {others}")
 
 
 def _number(key: str, value: str) -> int:

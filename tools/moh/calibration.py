@@ -19,14 +19,14 @@ LONGEST = 512
 
 
 def stretches_of(name: str, option: str, tokenizer: Tokenizer, model: ModelConfig, tokens: int) -> Stretches:
-    """The first `tokens` tokens of a file or registered source, or fewer where it has fewer.
+    """The beginning of a file or registered source, at most `tokens` tokens in stretches of one length.
 
     Raises UserError, which begins with `option`, for a text that cannot be read or is empty.
     """
     length = min(LONGEST, model.context - 1, tokens)
     with concerning(option):
         text = read_text(name, CACHE)
-        return Stretches.cut(tokenizer, text, max_tokens=length, blocks=-(-tokens // length), name=name)
+        return Stretches.cut(tokenizer, text, max_tokens=length, blocks=tokens // length, name=name)
 
 
 def bits_per_byte(model: HybridLM, stretches: Stretches) -> float:
@@ -35,7 +35,7 @@ def bits_per_byte(model: HybridLM, stretches: Stretches) -> float:
 
 
 def sharing(model: HybridLM, heads: HeadsConfig, by: str, calibration: Stretches | None) -> HeadsConfig:
-    """`heads`, whose numbers are finished, with the shared ones of each layer of a dense model by their rank in `by`."""
+    """`heads`, whose numbers are finished, with each layer's shared ones, those of a dense model that rank highest."""
     if by == FIRST or calibration is None:
         return heads
     options = model.config.layer_specs()[0].options

@@ -7,12 +7,11 @@ from rich.console import Console
 
 from ...eval.console import stage
 from ...lm.hf.folders import check_free
-from ...lm.hf.heads import finished_heads, with_heads
+from ...lm.hf.heads import attention_of, finished_heads
 from ...lm.hf.importing import import_checkpoint, load_pretrained, read_model, read_tokenizer
 from ...lm.mixers.attention.head_options import HeadsConfig
-from ...lm.parts.errors import ConfigError
 from ..convert import dtype_named
-from .asked import FIRST, Asked, parse
+from .asked import FIRST, Asked, check_calibration, parse
 from .calibration import sharing, stretches_of
 
 
@@ -21,13 +20,11 @@ def convert_to_moh(
 ) -> None:
     """Make the run folder `dst` of a checkpoint or run of attention layers alone; see `import_checkpoint`.
 
-    moh: see `parse`. calibrate: file or registered source whose first `tokens` tokens rank the heads, in float32.
-    Raises ConfigError, before anything is computed, for what does not fit, and leaves `dst` as it was.
+    moh: see `parse`. calibrate: file or registered source whose first tokens, `tokens` at most, rank the heads, in
+    float32. Raises ConfigError, before anything is computed, for what does not fit, and leaves `dst` as it was.
     """
     kind, asked = dtype_named(dtype), parse(moh)
-    if calibrate is not None and asked.shared_by == FIRST:
-        ask = "--moh shared-by=norm, gradient or ablation"
-        raise ConfigError(f"--calibrate {calibrate!r}: shared-by=first ranks no heads; leave it out, or {ask}")
+    check_calibration(calibrate, [asked.shared_by])
     check_free(dst.expanduser())
     heads = _heads(src, asked)
     if asked.shared_by != FIRST:
@@ -53,10 +50,7 @@ CALIBRATION = "sotu"
 def _heads(src: str, asked: Asked) -> HeadsConfig:
     """The options, known to fit the model at `src`."""
     model = read_model(src)
-    n_heads = getattr(model.layer_specs()[0].options, "n_heads", 0)
-    heads = finished_heads(model, asked.heads_in(n_heads), src)
-    with_heads(model, heads, src)
-    return heads
+    return finished_heads(model, asked.heads_in(attention_of(model, src).n_heads), src)
 
 
 def _by_rank(src: str, heads: HeadsConfig, by: str, text: str, tokens: int, console: Console) -> HeadsConfig:

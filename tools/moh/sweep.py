@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
-from ...eval.console import plain_table
+from ...eval.console import plain_table, stage
 from ...lm.hf.heads import finished_heads, reconfigured, with_heads
 from ...lm.hf.importing import load_pretrained, read_model, read_tokenizer
 from ...lm.mixers.attention.head_options import HeadsConfig
-from .asked import FIRST, check_shared_by
+from .asked import FIRST, check_calibration, check_shared_by
 from .calibration import bits_per_byte, sharing, stretches_of
 from .convert import CALIBRATION
 
@@ -38,11 +37,12 @@ def sweep(
 ) -> None:
     """Print bits per byte of `text`, its first `tokens` tokens, routed by query norm: a line for each of `shared_by`.
 
-    calibrate: text whose first `calibrate_tokens` tokens rank heads. Raises ConfigError, before anything is computed, for what
-    does not fit the model at `src`.
+    calibrate: text whose first `calibrate_tokens` tokens rank heads. Raises ConfigError, before anything is computed,
+    for what does not fit the model at `src`.
     """
     for by in shared_by:
         check_shared_by("--shared-by", by)
+    check_calibration(calibrate, shared_by)
     model = read_model(src)
     given = [
         HeadsConfig.parse({"router": "query_norm", "shared": shared, "active": n, "route": route}, where="sweep")
@@ -50,20 +50,20 @@ def sweep(
     ]
     heads = [finished_heads(model, one, src) for one in given]
     tokenizer = read_tokenizer(src)
-    ranking = any(by != FIRST for by in shared_by)
     calibration = None
-    if ranking:
+    if set(shared_by) != {FIRST}:
         calibration = stretches_of(calibrate or CALIBRATION, "--calibrate", tokenizer, model, calibrate_tokens)
     measured = stretches_of(text or TEXT, "--text", tokenizer, model, tokens)
     dense = load_pretrained(src, dtype=torch.float32)
     found: dict[str, dict[int, float]] = {}
     for by in shared_by:
-        ranked = sharing(dense, heads[0], by, calibration)
-        sets = {"shared_heads": ranked.shared_heads}
         found[by] = {}
-        for one in track(heads, f"shared by {by}", console=console, transient=True):
-            config = with_heads(model, one.model_copy(update=sets), src)
-            found[by][one.active] = bits_per_byte(reconfigured(dense, config), measured)
+        with stage(console, f"ranking by {by}"):
+            sets = {"shared_heads": sharing(dense, heads[0], by, calibration).shared_heads}
+        for one in heads:
+            with stage(console, f"{one.active} active heads, shared by {by}"):
+                config = with_heads(model, one.model_copy(update=sets), src)
+                found[by][one.active] = bits_per_byte(reconfigured(dense, config), measured)
     base = bits_per_byte(dense, measured)
     rows = [[by, *(f"{bits:.4f}" for bits in by_active.values())] for by, by_active in found.items()]
     title = f"bits per byte of {measured.name}, {sum(map(len, measured.rows))} tokens; all heads: {base:.4f}"
