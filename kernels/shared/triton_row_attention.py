@@ -145,7 +145,7 @@ def key_gradients(sums, tile, rows, cotangents, scale, BN: tl.constexpr, PREC: t
     dp = tl.dot(values, tl.trans(dout), input_precision=PREC)
     ds = p * (dp * weight[None, :] - delta[None, :])
     if EDGE:
-        ds = tl.where(seen, ds, 0.0)
+        ds = tl.where(p == 0.0, 0.0, ds)
     dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PREC)
     return dk, dv
 

@@ -1,6 +1,7 @@
 """Head-routed attention's Triton kernels, interpreted, against the reference in float64."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hybridlm.kernels import head_routed_attention, head_routed_attention_step
 from hybridlm.kernels.shared.sequences import Sequences
 from hybridlm.tests.oracles import assert_close
 from hybridlm.tests.train.test_host_reads import HostReads
+from hybridlm.tools.kernel_report.count import count
 
 triton = pytest.importorskip("triton")
 from hybridlm.kernels.head_routed_attention import triton_attention, triton_step  # noqa: E402
@@ -182,6 +184,41 @@ def test_the_host_never_waits_for_the_device(monkeypatch):
         o.backward(torch.ones_like(o))
         head_routed_attention_step(inputs[0][0], *(x[0][:, None] for x in inputs[1:3]), inputs[3][0], backend="triton")
     assert reads.found == {}
+
+
+def passes(gate: torch.Tensor, group: int, size: int) -> tuple[list[int], list[int]]:
+    """For each tile of `size` active pairs of a key head the keys up to its last token; and for each `size` keys the
+    active pairs of their and later tokens: what the algorithm has to visit, of one document."""
+    token = torch.arange(len(gate))[:, None].expand_as(gate).unflatten(1, (-1, group))  # [T, H_kv, G]
+    keys, rows = [], []
+    for head, active in enumerate((gate != 0).unflatten(1, (-1, group)).unbind(1)):
+        at = token[:, head][active]
+        keys += [int(tile[-1]) + 1 for tile in at.split(size)]
+        rows += [int((at >= first).sum()) for first in range(0, len(gate), size)]
+    return keys, rows
+
+
+def test_bytes_and_flops_are_those_of_the_algorithm():
+    """Forward: q of active pairs, o of all, and k and v once for each tile of pairs. dq: q, o, dO of active pairs, dq
+    of all, and k and v again. dk and dv: k, v, dk, dv, and q and dO once for each tile of keys that they see. Tables,
+    gates and sums of rows are not in the formula: 1.1 times it is allowed. FLOPs: whole tiles."""
+    T, H, kv_heads, D, size = 100, 4, 2, 64, 16
+    inputs = make(1, T, H, kv_heads, D, dtype=torch.bfloat16)
+    with count() as counted:
+        run(inputs, "triton")
+    order, forward, dq, dkv = counted.launches
+    keys, rows = passes(inputs[3][0], H // kv_heads, size)
+    row, active, pairs = 2 * D, int((inputs[3] != 0).sum()), T * H
+    for launch, ideal in (
+        (forward, active * row + pairs * row + sum(keys) * 2 * row),
+        (dq, 3 * active * row + pairs * row + sum(keys) * 2 * row),
+        (dkv, 4 * T * kv_heads * row + sum(rows) * 2 * row),
+    ):
+        assert ideal <= launch.load_bytes + launch.store_bytes <= 1.1 * ideal, launch.kernel
+    assert order.load_bytes + order.store_bytes <= 0.1 * forward.load_bytes
+    area = size * size * sum(math.ceil(n / size) for n in keys)
+    assert forward.flops == {"bf16": 4 * D * area} and dq.flops == {"bf16": 6 * D * area}
+    assert dkv.flops == {"bf16": 8 * D * size * size * sum(math.ceil(n / size) for n in rows)}
 
 
 def test_the_tiles_that_a_gpu_gets(monkeypatch):
