@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.recipe.tune import DistillConfig
 from hybridlm.lm.run import Run
-from hybridlm.lm.train.distill import Teacher
+from hybridlm.lm.train.distill import Teacher, check_teacher
 from hybridlm.lm.train.optim import parameter_groups
 from hybridlm.lm.train.schedule import learning_rate
 from hybridlm.tests.oracles import assert_close
@@ -223,3 +224,14 @@ def test_a_teacher_that_cannot_be_one_is_refused_before_anything_is_written(tiny
 def test_a_narrow_student_learns_the_logits_alone(tiny_recipe, taught):
     run = go(tiny_recipe, *taught, "distill.hidden=0", "model.d_model=16", "model.n_layers=4", "train.steps=2")
     assert log(run)[2]["kl"] > 0 and "hidden" not in log(run)[2]
+
+
+def test_a_teacher_with_fewer_learned_positions_than_the_context_is_refused():
+    taught = Recipe.load("demo", ["distill={teacher: x}", "model.context=64"])
+    other = Recipe.load("demo", ["model.positions=learned", "model.context=32"])
+    same = SimpleNamespace(fingerprint="a")
+    run = SimpleNamespace(recipe=other, tokenizer=lambda: same)
+    with pytest.raises(
+        ConfigError, match=r"^distill\.teacher: it has 32 positions, and model\.context=64 are trained on"
+    ):
+        check_teacher(run, taught, same)

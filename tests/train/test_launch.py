@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.run import Run
+from hybridlm.tools.pretrain import pretrain
 
 LAUNCHERS = {
     "alone": [sys.executable, "-m", "hybridlm"],
@@ -56,8 +58,8 @@ def test_a_run_of_two_processes_goes_on_in_one(tiny_recipe):
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_two_processes_tune_as_one_does(stage, tiny_recipe):
     """Begun with another run's weights, beside a teacher, a part of the model frozen at first and another for good."""
-    first = train("alone", tiny_recipe, "train.steps=2", "train.out=" + str(tiny_recipe.parent / "first"))
-    folder = tiny_recipe.parent / "first"
+    first = pretrain(Recipe.load(tiny_recipe, ["name=first", "train.steps=2"]), Console(quiet=True))
+    folder = first.folder
     tuned = [
         f"init={folder}",
         f"distill={{teacher: {folder}, weight: 0.7, temperature: 2.0, hidden: 0.5, layers: all}}",
@@ -65,7 +67,6 @@ def test_two_processes_tune_as_one_does(stage, tiny_recipe):
         f"train.zero_stage={stage}",
         "optim.lr=0.03",
     ]
-    assert first.recipe.name == "alone"
     one, two = train("alone", tiny_recipe, *tuned), train("torchrun", tiny_recipe, *tuned)
     expected = {r["step"]: r for r in one.metrics() if r["kind"] == "train"}
     for record in two.metrics():
