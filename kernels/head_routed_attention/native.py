@@ -43,9 +43,9 @@ def step(x: RoutedStepArguments) -> Tensor:
     dtype, (N, H, D), (S, kv_heads) = x.q.dtype, x.q.shape, x.k.shape[1:3]
     q, k, v = (a.to(kernel_dtype(dtype)) for a in (x.q, x.k, x.v))
     q, (k, v) = q.contiguous(), (a if a.stride(3) == 1 else a.contiguous() for a in (k, v))
-    o = torch.empty_like(q)
+    o, bounds = torch.empty_like(q), [n * S for n in range(N + 1)]
     STEP(
-        NativeCall(q.dtype, [n * S for n in range(N + 1)], heads=kv_heads, K=D, V=D, group=H // kv_heads, scale=D**-0.5),
+        NativeCall(q.dtype, bounds, heads=kv_heads, K=D, V=D, group=H // kv_heads, scale=D**-0.5),
         q=q, k=k, v=v, gate=x.gate.to(state_dtype(dtype)).contiguous(),
         seen=None if x.seen is None else x.seen.contiguous(),
         strides=torch.tensor([stride for a in (k, v) for stride in a.stride()[:3]]), o=o,
