@@ -182,7 +182,8 @@ def test_the_host_never_waits_for_the_device(monkeypatch):
     with reads:
         o = head_routed_attention(*inputs, window=9, sequences=Sequences(1, 40, (0, 10, 40)), backend="triton")
         o.backward(torch.ones_like(o))
-        head_routed_attention_step(inputs[0][0], *(x[0][:, None] for x in inputs[1:3]), inputs[3][0], backend="triton")
+        q, k, v, gate = (x[0] for x in inputs)
+        head_routed_attention_step(q, k[:, None], v[:, None], gate, backend="triton")
     assert reads.found == {}
 
 

@@ -17,9 +17,10 @@ from hybridlm.tools.kernel_report import budgets, compile, report, table
 from hybridlm.tools.kernel_report.cases import CASES, Shape, check_covered
 from hybridlm.tools.kernel_report.compile import Build, compile_apart, inspect_kernel
 from hybridlm.tools.kernel_report.hardware import BOUND_ON, TARGETS, occupancy
+from hybridlm.tools.kernel_report.ideal import routed_attention, routed_attention_step
 from hybridlm.tools.kernel_report.peers import PEERS, rank
 from hybridlm.tools.kernel_report.result import CaseResult, KernelLaunch, Pass, ratios
-from hybridlm.tools.kernel_report.roofline import Work, bounds, extrapolate, slowest
+from hybridlm.tools.kernel_report.roofline import Work, bounds, continued, extrapolate, slowest
 from hybridlm.tools.kernel_report.subjects import OURS
 from hybridlm.tools.kernel_report.worker import WorkerFailed, ask
 
@@ -96,6 +97,30 @@ def test_counts_are_continued_in_a_line_and_multiplied_by_heads_except_one_progr
         longest=3 * 4096,
     )
     assert extrapolate([launch(1)], (1,), 1, heads=2).read == 2 * 110
+
+
+def test_attention_is_continued_as_a_square():
+    """2 T^2 + 3 T + 5 at three numbers of tokens."""
+    at = [2 * T * T + 3 * T + 5 for T in (256, 512, 768)]
+    assert continued(at, (256, 512, 768), 4096) == pytest.approx(2 * 4096**2 + 3 * 4096 + 5)
+    assert continued([7.0], (1,), 1) == 7.0
+
+
+def test_more_than_the_ideal_bytes_of_attention_is_named():
+    ours = result(OURS, case="head_routed_attention")  # 1500 bytes forward, 3000 backward
+    problems = budgets.exceeded([ours], budgets.record([ours]))
+    assert problems == [
+        "head_routed_attention, sm_90, forward: 1500 bytes; allowed: 1.1 times the ideal 900",
+        "head_routed_attention, sm_90, backward: 3000 bytes; allowed: 1.1 times the ideal 2444",
+    ]
+
+
+def test_the_ideal_of_attention_by_hand():
+    """Two tokens, one head of 2 channels, both active: 3 seen pairs, a row of 4 bytes."""
+    found = routed_attention(Shape(1, 2, 1, 2, 2), active=1.0)
+    assert found.flops == (2 * 4 * 1.5, 7 * 4 * 1.5)
+    assert found.bytes == (4 * 4 + 4, (6 * 4 + 8) + (6 * 4 + 4))
+    assert routed_attention_step(Shape(1, 1, 1, 2, 2), 10).bytes == (20 * 4 + 2 * 4 + 4, 0)
 
 
 def result(subject: str, target: str = "sm_90", scale: float = 1.0, spill: int = 0, case: str = "gated_delta_rule"):
