@@ -1,24 +1,29 @@
 """A Llama's weights under routed heads: the same bits, the same logits where all heads are used, and the way back."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hybridlm.lm import HybridLM, Recipe
+from hybridlm.lm.data.tokenizer import train_tokenizer
 from hybridlm.lm.hf import load_pretrained
 from hybridlm.lm.hf.heads import finished_heads, reconfigured, with_heads, without_heads
 from hybridlm.lm.hf.importing import import_checkpoint, read_model, read_tokenizer
 from hybridlm.lm.mixers.attention.head_options import HeadsConfig
 from hybridlm.lm.model.loading import load_run
 from hybridlm.lm.parts.errors import ConfigError
-from hybridlm.lm.recipe.recipe import Recipe
+from hybridlm.lm.run import Run
 from hybridlm.tests.hf.helpers import assert_same_bits, build, section
 from hybridlm.tests.hf.llamas import ids, save
 from hybridlm.tools.export import export_run
+from hybridlm.tools.pretrain import pretrain
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -220,6 +225,22 @@ def test_a_run_is_a_source(tmp_path, made, run_of_attention):
     assert own.path == (None if made == "trained" else str(tmp_path / "second" / "tokenizer"))
 
 
+def test_a_converted_model_is_trained_as_it_stands(tmp_path, tiny_recipe):
+    run = import_checkpoint(save_in(tmp_path / "src"), tmp_path / "run", heads=heads_of(3, shared_heads=[[1], [2]]))
+    before = load_run(run)
+    data = yaml.safe_load(tiny_recipe.read_text())["data"]
+    given = [f"data.{key}={json.dumps(data[key])}" for key in ("train", "valid", "cache", "workers")]
+    given += ["train.steps=2", "train.batch=2", "train.threads=1", "train.log_every=1", "model.context=32"]
+    pretrain(Recipe.load(run.folder / "recipe.yaml", [*given, f"train.out={run.folder}"]), Console(quiet=True))
+    after = Run(run.folder)
+    assert after.newest_checkpoint().name == "step-000002"
+    assert [spec.options.heads.shared_heads for spec in after.recipe.model.layer_specs()] == [[1], [2]]
+    name = "blocks.0.mixer.qkv_proj.weight"
+    assert not torch.equal(load_run(after).state_dict()[name], before.state_dict()[name])
+    steps = [record for record in after.metrics() if record["kind"] == "train"]
+    assert len(steps) == 2 and all(record["balance"] > 0 for record in steps)
+
+
 def save_in(folder: Path) -> Path:
     save(folder)
     return folder
@@ -227,12 +248,6 @@ def save_in(folder: Path) -> Path:
 
 @pytest.fixture
 def run_of_attention(tmp_path):
-    from safetensors.torch import save_file
-
-    from hybridlm.lm import HybridLM
-    from hybridlm.lm.data.tokenizer import train_tokenizer
-    from hybridlm.lm.run import Run
-
     recipe = Recipe.load("demo")
     model = section(pattern=["attention"], vocab_size=290, attention={"n_heads": 4})
     recipe = Recipe.parse(recipe.model_dump() | {"model": model.model_dump()})

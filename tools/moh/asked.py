@@ -16,7 +16,7 @@ NUMBERS = ("shared", "active")
 KEYS = (*NUMBERS, "shared-by", "route", "straight-through", "normalise", "router-dtype")
 
 
-class Asked(NamedTuple):
+class Conversion(NamedTuple):
     """heads: options of routed heads without the shared ones' numbers; None are those of the published MoH-LLaMA3."""
 
     heads: HeadsConfig | None
@@ -27,10 +27,10 @@ class Asked(NamedTuple):
         return HeadsConfig(**llama_moh.published_heads(n_heads)) if self.heads is None else self.heads
 
 
-def parse(text: str) -> Asked:
+def parse(text: str) -> Conversion:
     """KEY=VALUE,..., or moh-llama3. Raises ConfigError for anything else."""
     if text.strip() == llama_moh.NAME:
-        return Asked(None, FIRST)
+        return Conversion(None, FIRST)
     given: dict[str, Any] = {}
     for part in text.split(","):
         key, equals, value = (word.strip() for word in part.partition("="))
@@ -46,7 +46,7 @@ def parse(text: str) -> Asked:
         given[key] = _number(key, value) if key in NUMBERS else value
     shared_by = check_shared_by("--moh shared-by", given.pop("shared-by", FIRST))
     options = {key.replace("-", "_"): value for key, value in given.items()}
-    return Asked(HeadsConfig.parse({"router": ROUTER, **options}, where="--moh"), shared_by)
+    return Conversion(HeadsConfig.parse({"router": ROUTER, **options}, where="--moh"), shared_by)
 
 
 def check_shared_by(option: str, name: str) -> str:

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import torch
+
 from ...eval.positions.measure import measure_positions
 from ...eval.positions.reading import Reading, Stretches
 from ...eval.texts import read_text
 from ...lm.data.tokenizer import Tokenizer
+from ...lm.hf.importing import load_pretrained
 from ...lm.mixers.attention.head_options import HeadsConfig
 from ...lm.model import HybridLM
 from ...lm.parts.errors import concerning
@@ -27,6 +30,11 @@ def stretches_of(name: str, option: str, tokenizer: Tokenizer, model: ModelConfi
     with concerning(option):
         text = read_text(name, CACHE)
         return Stretches.cut(tokenizer, text, max_tokens=length, blocks=tokens // length, name=name)
+
+
+def load_dense(src: str) -> HybridLM:
+    """The model at `src` in float32, on the GPU if there is one."""
+    return load_pretrained(src, dtype=torch.float32).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bits_per_byte(model: HybridLM, stretches: Stretches) -> float:

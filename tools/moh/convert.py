@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ...eval.console import stage
 from ...lm.hf.folders import check_free
 from ...lm.hf.heads import attention_of, finished_heads
-from ...lm.hf.importing import import_checkpoint, load_pretrained, read_model, read_tokenizer
+from ...lm.hf.importing import import_checkpoint, read_model, read_tokenizer
 from ...lm.mixers.attention.head_options import HeadsConfig
 from ..convert import dtype_named
-from .asked import FIRST, Asked, check_calibration, parse
-from .calibration import sharing, stretches_of
+from .asked import FIRST, Conversion, check_calibration, parse
+from .calibration import load_dense, sharing, stretches_of
 
 
 def convert_to_moh(
@@ -47,7 +46,7 @@ CALIBRATION = "sotu"
 """What ranks heads where no text is given; `hybridlm fetch sotu` gets it."""
 
 
-def _heads(src: str, asked: Asked) -> HeadsConfig:
+def _heads(src: str, asked: Conversion) -> HeadsConfig:
     """The options, known to fit the model at `src`."""
     model = read_model(src)
     return finished_heads(model, asked.heads_in(attention_of(model, src).n_heads), src)
@@ -56,4 +55,4 @@ def _heads(src: str, asked: Asked) -> HeadsConfig:
 def _by_rank(src: str, heads: HeadsConfig, by: str, text: str, tokens: int, console: Console) -> HeadsConfig:
     calibration = stretches_of(text, "--calibrate", read_tokenizer(src), read_model(src), tokens)
     with stage(console, f"ranking heads by {by} on {sum(map(len, calibration.rows))} tokens of {text}"):
-        return sharing(load_pretrained(src, dtype=torch.float32), heads, by, calibration)
+        return sharing(load_dense(src), heads, by, calibration)

@@ -6,15 +6,14 @@ Bits per byte of a text, all models with the same weights. A token that uses all
 import json
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ...eval.console import plain_table, stage
 from ...lm.hf.heads import finished_heads, reconfigured, with_heads
-from ...lm.hf.importing import load_pretrained, read_model, read_tokenizer
+from ...lm.hf.importing import read_model, read_tokenizer
 from ...lm.mixers.attention.head_options import HeadsConfig
 from .asked import FIRST, check_calibration, check_shared_by
-from .calibration import bits_per_byte, sharing, stretches_of
+from .calibration import bits_per_byte, load_dense, sharing, stretches_of
 from .convert import CALIBRATION
 
 TEXT = "mobydick"
@@ -54,7 +53,7 @@ def sweep(
     if set(shared_by) != {FIRST}:
         calibration = stretches_of(calibrate or CALIBRATION, "--calibrate", tokenizer, model, calibrate_tokens)
     measured = stretches_of(text or TEXT, "--text", tokenizer, model, tokens)
-    dense = load_pretrained(src, dtype=torch.float32)
+    dense = load_dense(src)
     found: dict[str, dict[int, float]] = {}
     for by in shared_by:
         found[by] = {}
