@@ -1,20 +1,21 @@
 """A `HybridLM` inside a transformers model: how it is made, loaded, initialised, taken apart and recomputed."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
+from ..mixers import Mixed
 from ..model import HybridLM
 from ..model.block import Block
+from ..parts.context import Context
 from ..parts.errors import CheckpointError, ConfigError
 from ..parts.float32 import Float32Module
+from ..parts.state import LayerState
 from .configuration import HybridLMConfig, refuse_quantised
 from .source import check_float16
 
@@ -22,7 +23,21 @@ DONE = "_is_hf_initialized"  # transformers' mark on a tensor or a module that h
 
 
 class CheckpointedBlock(GradientCheckpointingLayer, Block):
-    """A block whose forward runs again in the backward once gradient checkpointing is enabled."""
+    """A block whose forward runs again in the backward once gradient checkpointing is enabled.
+
+    transformers wraps `forward`, and with use_reentrant=True gradients reach only the tensors of a plain tuple: that is
+    what it returns, and the call makes `Mixed` of it.
+    """
+
+    def __call__(self, x: Tensor, sequences: Context, state: LayerState | None = None, *shared: Tensor) -> Mixed:
+        y, losses, stats, *values = super().__call__(x, sequences, state, *shared)
+        sums = (value.detach() for value in values[len(losses) :])
+        return Mixed(y, dict(zip(losses, values, strict=False)), dict(zip(stats, sums, strict=True)))
+
+    def forward(self, x: Tensor, sequences: Context, state: LayerState | None = None, *shared: Tensor) -> tuple:  # type: ignore[override]
+        """Block's y, the names of its losses and of its statistics, and the values of both."""
+        mixed = Block.forward(self, x, sequences, state, *shared)
+        return mixed.y, tuple(mixed.losses), tuple(mixed.stats), *mixed.losses.values(), *mixed.stats.values()
 
 
 class HybridLMPreTrainedModel(PreTrainedModel):
@@ -114,16 +129,6 @@ class HybridLMPreTrainedModel(PreTrainedModel):
         """For the larger embedding of resize_token_embeddings."""
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=float(self.model.embed.weight.detach().float().std()))
-
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **how: Any
-    ) -> None:
-        """Raises ValueError for use_reentrant=True, which carries tensors alone."""
-        if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
-            raise ValueError(
-                "gradient_checkpointing_kwargs: use_reentrant=True would lose the losses of a layer; use False"
-            )
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **how)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed
