@@ -67,6 +67,24 @@ def test_adapters_by_name_are_saved_loaded_and_merged(tmp_path, config):
     assert_close(again.merge_and_unload()(ids, attention_mask=mask).logits, out.logits, 1e-5, "merged")
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_adapters_learn_the_same_where_layers_are_recomputed(reentrant):
+    """The embedding is frozen: a reentrant recomputation needs what peft does to its output."""
+    ids, gradients = tokens(2, 9), []
+    for recomputed in (False, True):
+        base = small()
+        if recomputed:
+            base.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        config = peft.LoraConfig(r=2, target_modules=["o_proj", "down_proj"], task_type="CAUSAL_LM")
+        adapted = moved(peft.get_peft_model(base, config)).train()
+        adapted(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({name: p.grad for name, p in adapted.named_parameters() if p.requires_grad})
+    plain, again = gradients
+    assert plain.keys() == again.keys() and len(plain) == 4 * len(MIX)
+    for name, gradient in plain.items():
+        assert_close(again[name], gradient, 1e-4, name)
+
+
 def test_a_learned_prompt_is_so_many_more_tokens():
     ids, mask = left_padded(tokens(2, 9), [0, 4])
     base = small()
