@@ -91,8 +91,8 @@ class RoutedCase(BenchCase):
         return lambda: self.op(*inputs, backend=backend)
 
     def call_peer(self, inputs: Inputs) -> Callable[[], Tensor]:
-        rows = [x.transpose(1, 2) for x in inputs[:3]]
-        return lambda: F.scaled_dot_product_attention(*rows, is_causal=True).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in inputs[:3])
+        return lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
     def expected(self, inputs: Inputs) -> Tensor:
         return self.call_peer(inputs)() * inputs[3][..., None]

@@ -113,7 +113,7 @@ def _backward(q, k, v, gate, o, lse, do, sink, window, bounds):
         BACKWARD, q, k, v, gate, sink, window, bounds,
         lse=lse, o=o, dout=do.contiguous(), dq=dq, dk=dk, dv=dv, dgate=dgate,
     )  # fmt: skip
-    return dq, dk, dv, q.new_empty(0) if dgate is None else dgate.to(gate.dtype)
+    return dq, dk, dv, q.new_empty(0) if gate is None or dgate is None else dgate.to(gate.dtype)
 
 
 def _blank_results(q, k, v, gate, sink, window, bounds):

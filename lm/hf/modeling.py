@@ -141,7 +141,7 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         check_labels(kept, self.model.config.vocab_size)
         # offloaded, only the head's own forward has its weight
         logits = self.model.head(ran.output.hidden) if self.model.lm_head.weight.is_meta else None
-        loss = self.model._loss(ran.output.hidden, logits, kept, dict(ran.output.aux_losses))
+        loss, _ = self.model._loss(ran.output.hidden, logits, kept, dict(ran.output.aux_losses), None)
         return loss if n is None else loss * ((kept != IGNORE).sum() / torch.as_tensor(n).clamp(min=1))
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:

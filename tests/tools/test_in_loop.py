@@ -97,10 +97,10 @@ def test_only_the_main_process_prepares_but_all_have_the_hooks(tiny_recipe, monk
     seen = []
 
     class Follower:
-        engine, step = SimpleNamespace(is_main=False), 0
+        engine, step, origins = SimpleNamespace(is_main=False), 0, {}
 
-        def __init__(self, *given):
-            seen.extend(hook.name for hook in given[-1])
+        def __init__(self, recipe, prepared, run, console, hooks, teacher):
+            seen.extend(hook.name for hook in hooks)
 
         def run(self):
             seen.append("ran")

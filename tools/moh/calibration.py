@@ -8,6 +8,7 @@ from ...eval.positions.measure import measure_positions
 from ...eval.positions.reading import Reading, Stretches
 from ...eval.texts import read_text
 from ...lm.data.tokenizer import Tokenizer
+from ...lm.hf.heads import attention_of
 from ...lm.hf.importing import load_pretrained
 from ...lm.mixers.attention.head_options import HeadsConfig
 from ...lm.model import HybridLM
@@ -46,7 +47,7 @@ def sharing(model: HybridLM, heads: HeadsConfig, by: str, calibration: Stretches
     """`heads`, whose numbers are finished, with each layer's shared ones, those of a dense model that rank highest."""
     if by == FIRST or calibration is None:
         return heads
-    options = model.config.layer_specs()[0].options
+    options = attention_of(model.config, "the model to convert")
     unit = options.n_heads // options.n_kv_heads if heads.route == "groups" else 1
     sets = shared_sets(ranked(model, calibration, by), heads.shared, unit)
     first = list(range(heads.shared))

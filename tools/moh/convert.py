@@ -29,8 +29,8 @@ def convert_to_moh(
     if asked.shared_by != FIRST:
         heads = _by_rank(src, heads, asked.shared_by, calibrate or CALIBRATION, tokens, console)
     with stage(console, f"converting {src}"):
-        run = import_checkpoint(src, dst, kind, heads)
-    n_heads = run.recipe.model.layer_specs()[0].options.n_heads
+        import_checkpoint(src, dst, kind, heads)
+    n_heads = attention_of(read_model(src), src).n_heads
     console.print(
         f"converted: {dst} ({heads.active} of {n_heads} heads a token, {heads.shared} of them shared, by "
         f"{asked.shared_by}; the weights are those of {src})\n"

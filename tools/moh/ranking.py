@@ -125,7 +125,7 @@ def _without_each(model: HybridLM, layer: int, x: Tensor) -> Tensor:
     mixer = _attentions(model)[layer]
     kept = 1 - torch.eye(mixer.n_heads, device=x.device, dtype=x.dtype).repeat_interleave(mixer.head_dim, 1)[:, None]
     x = x.expand(mixer.n_heads, -1, -1)
-    context = Context.dense(*x.shape[:2], None, x.device)
+    context = Context.dense(len(x), x.shape[1], None, x.device)
     with _before(mixer.o_proj, lambda o: o * kept):
         for block in list(model.layers())[layer:]:
             x = block(x, context).y

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ...eval.console import plain_table, stage
-from ...lm.hf.heads import finished_heads, reconfigured, with_heads
+from ...lm.hf.heads import attention_of, finished_heads, reconfigured, with_heads
 from ...lm.hf.importing import read_model, read_tokenizer
 from ...lm.mixers.attention.head_options import HeadsConfig
 from .asked import FIRST, check_calibration, check_shared_by
@@ -66,7 +66,7 @@ def sweep(
     base = bits_per_byte(dense, measured)
     rows = [[by, *(f"{bits:.4f}" for bits in by_active.values())] for by, by_active in found.items()]
     title = f"bits per byte of {measured.name}, {sum(map(len, measured.rows))} tokens; all heads: {base:.4f}"
-    columns = [f"{n} of {dense.config.layer_specs()[0].options.n_heads}" for n in found[shared_by[0]]]
+    columns = [f"{n} of {attention_of(model, src).n_heads}" for n in found[shared_by[0]]]
     console.print(plain_table(title, [f"{shared} shared by", *columns], rows))
     if json_file is not None:
         json_file.write_text(json.dumps({"text": measured.name, "all": base, "shared_by": found}, indent=1))

@@ -19,7 +19,11 @@ def test_h25_losses_with_and_without_evaluation_are_bitwise_equal(layers, tokeni
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)
-        sizes = ["model.n_layers=8", "model.d_model=32", f"model.vocab_size={tokenizer.vocab_size}"]
+        sizes = [
+            f"model.n_layers={max(8, len(MIXERS))}",
+            "model.d_model=32",
+            f"model.vocab_size={tokenizer.vocab_size}",
+        ]
         options = ["model.dropout=0.1", "model.attention.dropout=0.1", f"model.pattern=[{layers}]"]
         model = HybridLM(Recipe.load("demo", overrides=[*sizes, *options]).model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
