@@ -12,7 +12,7 @@ from hybridlm.lm.hf import load_pretrained, save_pretrained
 from hybridlm.lm.hf.importing import import_checkpoint
 from hybridlm.lm.mixers.attention.head_options import HeadsConfig
 from hybridlm.lm.model.loading import load_run
-from hybridlm.tests.oracles import assert_close
+from hybridlm.tests.oracles import assert_close, relative_rms
 
 CACHE = Path(os.environ.get("HYBRIDLM_CACHE", "~/.cache/hybridlm")).expanduser()
 BOOK = CACHE / "downloads" / SOURCES["mobydick"].pin.file
@@ -100,8 +100,10 @@ def test_bfloat16_logits_are_those_of_transformers(smollm2, bfloat16, text):
 
 @pytest.mark.skipif(not BOOK.is_file(), reason="hybridlm fetch mobydick gets the text")
 @torch.no_grad()
-def test_bfloat16_logits_of_moby_dick(smollm2, bfloat16):
-    mine, theirs = bfloat16
+def test_bfloat16_logits_of_moby_dick(smollm2, model, bfloat16):
+    """Two rows of 400 tokens, where a matrix product may round by the number of threads: ours strays no further."""
     text = next(iter(read("mobydick", CACHE))).text
     ids = torch.tensor([smollm2.tokenizer().encode(text[start : start + 2_000])[:400] for start in (200_000, 700_000)])
-    assert_close(mine(ids).logits, theirs(ids).logits, 1e-2, "logits")
+    exact = model(ids).logits
+    ours, theirs = (relative_rms(one(ids).logits.float(), exact) for one in bfloat16)
+    assert ours <= 1.1 * theirs

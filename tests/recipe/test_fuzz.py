@@ -182,5 +182,5 @@ def test_wrong_recipes_of_synthetic_tasks_are_refused_or_draw_examples(seed, tmp
         ends["drawn"] += 1
         return None
 
-    assert failures(mutants(seed, 60, [b for b in bases if "extends" not in b]), run) == []
+    assert failures(mutants(seed, 100, [b for b in bases if "extends" not in b]), run) == []
     assert min(ends["refused"], ends["drawn"]) > 5
