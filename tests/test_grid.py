@@ -57,6 +57,14 @@ def test_a_variant_is_trained_under_its_own_name(grid_recipe):
     assert chosen.run_folder() != recipe.run_folder()
 
 
+def test_every_seed_is_a_variant_and_the_others_may_be_all():
+    variants = GridConfig.parse({"others": {"half": ["model.d_model=64"], "whole": []}, "seeds": [0, 7]}).variants("r")
+    assert list(variants) == ["half-s0", "half-s7", "whole-s0", "whole-s7"]
+    assert variants["half-s7"].overrides == ["model.d_model=64", "seed=7", "name=r-half-s7"]
+    assert {variant.of for variant in variants.values()} == {"half", "whole"}
+    assert GridConfig.parse({**GRID, "seeds": [3]}).variants("r")["gla-3to1-s3"].of == "gla-3to1"
+
+
 def test_train_prints_the_overrides_and_takes_more(grid_recipe):
     arguments = ["train", str(grid_recipe), "--variant", "gla-3to1", "--dry-run", "model.d_model=64"]
     result = CliRunner().invoke(cli.app, arguments)
@@ -103,6 +111,9 @@ def test_unknown_variants_name_the_nearest(grid_recipe):
             {"others": {"gla-pure": []}},
             "others: 'gla-pure' is already the name of a mixer at a ratio; choose another",
         ),
+        ({"seeds": []}, "seeds: List should have at least 1 item after validation, not 0, got []"),
+        ({"seeds": [1, 1]}, "seeds: 1 is there twice; give it once"),
+        ({"ratios": {}, "others": {}}, "has no variant; give mixers and ratios, or others"),
         ({"mixer": {}}, "mixer: unknown key 'mixer' in the recipe; did you mean 'mixers'?"),
     ],
 )

@@ -75,7 +75,7 @@ def study(name: str, overrides: list[str], jobs: int, only: str | None, out: Pat
         prepare(base)
         out.mkdir(parents=True, exist_ok=True)
     failed = _run_all(todo, jobs, console)
-    rows = [json.loads((job.folder / RESULT).read_text()) for job in every if job.finished]
+    rows = [{"of": job.variant.of, **json.loads((job.folder / RESULT).read_text())} for job in every if job.finished]
     command = ["hybridlm", "bench", "study", name, *overrides, "--jobs", str(jobs)]
     heading = {"command": shlex.join(command), "hardware": hardware(), "recipe": base.name}
     if rows:

@@ -1,5 +1,7 @@
 """Tables of a study's results, on a terminal and in Markdown: mixer by ratio, and every variant with its costs."""
 
+from collections.abc import Iterable
+from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
@@ -35,14 +37,27 @@ def markdown(heading: dict[str, str], rows: list[Row]) -> str:
 
 
 def by_mixer_and_ratio(rows: list[Row], valid: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the grid; a variant outside it has one value, in a column of its own."""
+    """Header and rows of the grid; a variant outside it has one value, in a column of its own.
+
+    Of several seeds a cell has the mean, the standard deviation between them and their number.
+    """
     ratios = list(dict.fromkeys(row["ratio"] for row in rows if row["ratio"]))
     mixers = list(dict.fromkeys(row["mixer"] for row in rows if row["mixer"]))
-    cells = {(row["mixer"], row["ratio"]): f"{row['valid'][valid]['bits_per_byte']:.3f}" for row in rows}
-    others = {row["variant"]: f"{row['valid'][valid]['bits_per_byte']:.3f}" for row in rows if not row["mixer"]}
+    cells = _over_seeds(((row["mixer"], row["ratio"]), row["valid"][valid]) for row in rows if row["mixer"])
+    others = _over_seeds((row["of"], row["valid"][valid]) for row in rows if not row["mixer"])
     table = [[mixer, *(cells.get((mixer, ratio), "") for ratio in ratios), ""] for mixer in mixers]
     table += [[name, *[""] * len(ratios), value] for name, value in others.items()]
     return ["mixer", *ratios, "alone"], table
+
+
+def _over_seeds(scores: Iterable[tuple[Any, dict[str, float]]]) -> dict[Any, str]:
+    found: dict[Any, list[float]] = {}
+    for key, score in scores:
+        found.setdefault(key, []).append(score["bits_per_byte"])
+    return {
+        key: f"{mean(bits):.3f}" + (f" ± {stdev(bits):.3f} ({len(bits)} seeds)" if len(bits) > 1 else "")
+        for key, bits in found.items()
+    }
 
 
 def costs(row: Row) -> tuple[str, ...]:

@@ -135,12 +135,17 @@ def test_a_result_of_another_recipe_is_not_taken(grid, pretended, tmp_path):
 
 def test_the_table_leaves_gaps_where_nothing_has_ended():
     def row(variant: str, mixer: str | None, ratio: str | None, bits: float) -> dict:
-        return {"variant": variant, "mixer": mixer, "ratio": ratio, "valid": {"x": {"bits_per_byte": bits}}}
+        of = variant.removesuffix("-s0").removesuffix("-s1")
+        return {"variant": variant, "of": of, "mixer": mixer, "ratio": ratio, "valid": {"x": {"bits_per_byte": bits}}}
 
     rows = [row("a-6to1", "a", "6to1", 1.0), row("b-pure", "b", "pure", 2.0), row("t", None, None, 3.0)]
     header, table = by_mixer_and_ratio(rows, "x")
     assert header == ["mixer", "6to1", "pure", "alone"]
     assert table == [["a", "1.000", "", ""], ["b", "", "2.000", ""], ["t", "", "", "3.000"]]
+    rows = [row("a-pure-s0", "a", "pure", 1.0), row("a-pure-s1", "a", "pure", 1.5), row("t-s0", None, None, 3.0)]
+    rows.append(row("t-s1", None, None, 4.0))
+    header, table = by_mixer_and_ratio(rows, "x")
+    assert table == [["a", "1.250 ± 0.354 (2 seeds)", ""], ["t", "", "3.500 ± 0.707 (2 seeds)"]]
 
 
 @pytest.mark.slow
