@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hybridlm.lm.hf.heads import without_heads
 from hybridlm.lm.parts.errors import ConfigError
 from hybridlm.lm.recipe.recipe import Recipe
 
@@ -28,11 +29,13 @@ def test_a_recipe_of_before_begins_from_nothing_and_trains_everything():
     assert (recipe.init, recipe.distill, recipe.freeze) == (None, None, [])
 
 
-def test_the_second_stage_replaces_what_the_first_began_with():
+def test_the_second_stage_differs_from_the_first_by_its_heads_and_what_it_begins_with():
     data, route = Recipe.load("moh/smollm2-data"), Recipe.load("moh/smollm2-route")
     assert data.init and route.init and data.init.run != route.init.run
-    assert (data.model, data.data) == (route.model, route.data)
-    assert (data.optim.lr, route.optim.lr) == (6e-5, 2e-5)
+    assert (data.data, data.optim, data.train.steps) == (route.data, route.optim, route.train.steps)
+    assert without_heads(route.model).layer_specs() == data.model.layer_specs()
+    heads = route.model.layer_specs()[0].options.heads
+    assert (heads.shared, heads.active, heads.shared_heads) == (3, 7, [6, 7, 8])
 
 
 @pytest.mark.parametrize(
