@@ -18,9 +18,7 @@ def run(x: BandedArguments) -> Tensor:
     return by_length(partial(banded_rows, sink=x.sink, window=x.window), x.q, x.k, x.v, x.sequences)
 
 
-def banded_rows(
-    q: Tensor, k: Tensor, v: Tensor, sink: Ints[int], window: Ints[int], dropout: float = 0.0
-) -> Tensor:
+def banded_rows(q: Tensor, k: Tensor, v: Tensor, sink: Ints[int], window: Ints[int], dropout: float = 0.0) -> Tensor:
     """Of sequences of one length, q [N, T, H, D], k and v [N, T, H_kv, D]; see `banded_attention`.
 
     dropout: share of the softmax's weights set to 0, the rest scaled up.

@@ -13,8 +13,8 @@ def banded_attention_step(
 ) -> Tensor:
     """One token of `banded_attention` for each of N sequences over the keys in its cache, without autograd.
 
-    q: [N, H, D]. k, v: [N, S, H_kv, D], any strides. seen: bool, the slots that hold a key the token sees, [N, S] or, by
-    key head, [N, S, H_kv]; None is all. A query sees one key at least, its own. Returns [N, H, D] in q's dtype. Raises
-    ValueError on inputs that do not fit, BackendUnavailable on a backend that cannot run here.
+    q: [N, H, D]. k, v: [N, S, H_kv, D], any strides. seen: bool, the slots that hold a key the token sees, [N, S] or,
+    by key head, [N, S, H_kv]; None is all. A query sees one key at least, its own. Returns [N, H, D] in q's dtype.
+    Raises ValueError on inputs that do not fit, BackendUnavailable on a backend that cannot run here.
     """
     return banded_attention_step.run(BandedStepArguments.checked(q, k, v, seen=seen), backend)

@@ -11,8 +11,8 @@ def run(arguments: RoutedArguments) -> Tensor:
 
     Computed in float32, or float64 if q is.
     """
-    q, k, v, gate, *seen = arguments
-    return _gated(band_reference.attention(q, k, v, *seen), gate).to(q.dtype)
+    q, k, v, gate, sink, window, sequences = arguments
+    return _gated(band_reference.attention(q, k, v, sink, window, sequences), gate).to(q.dtype)
 
 
 def step(arguments: RoutedStepArguments) -> Tensor:

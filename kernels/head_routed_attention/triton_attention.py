@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..shared.triton_band import Launch, Order, by_rows
+from ..shared.triton_band import BandLaunch, Order, by_rows
 from ..shared.triton_common import check_inputs, padded, tables
 from .arguments import RoutedArguments
 from .triton_order import routed_order
@@ -18,14 +18,14 @@ def run(x: RoutedArguments) -> Tensor:
     """As the reference, for float32, bfloat16 and float16 and head dims up to 256. Raises ValueError for others."""
     check_inputs("head_routed_attention", x.q, D=x.q.shape[-1])
     q, k, v, gate = by_rows(x.q), by_rows(x.k), by_rows(x.v), x.gate
-    launch = Launch.of(q, k, x.sink, x.window, x.sequences)
+    launch = BandLaunch.of(q, k, x.sink, x.window, x.sequences)
     with torch.cuda.device_of(q):
         if torch.is_grad_enabled() and any(a.requires_grad for a in (q, k, v, gate)):
             return _HeadRoutedAttention.apply(q, k, v, gate, launch)  # type: ignore[return-value]
         return launch.forward(q, k, v, gate, _order(launch, gate), None)
 
 
-def _order(launch: Launch, gate: Tensor) -> Order:
+def _order(launch: BandLaunch, gate: Tensor) -> Order:
     n, tokens, G = len(launch.sequences), launch.B * launch.T, launch.H // launch.HK
     order, count, before = (
         gate.new_empty(shape, dtype=torch.int32) for shape in (launch.n_rows, (n, launch.HK), (launch.HK, tokens))
@@ -41,7 +41,7 @@ def _order(launch: Launch, gate: Tensor) -> Order:
 
 class _HeadRoutedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q, k, v, gate, launch: Launch):
+    def forward(ctx: Any, q, k, v, gate, launch: BandLaunch):
         rows = _order(launch, gate)
         log_sum = q.new_empty(launch.n_rows, dtype=torch.float32)
         o = launch.forward(q, k, v, gate, rows, log_sum)

@@ -47,7 +47,7 @@ def tiles(D: int, dtype: torch.dtype) -> tuple[Tiles, Tiles, Tiles]:
     return Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(32, 128, 8, 2)
 
 
-class Launch(NamedTuple):
+class BandLaunch(NamedTuple):
     """What the launches of one call have in common."""
 
     sequences: Sequences
@@ -63,7 +63,8 @@ class Launch(NamedTuple):
         band = None
         if any(numbers < sequences.longest for numbers in window):
             band = sequences.once(_band, sink, window, q.device)
-        return cls(sequences, band, *q.shape[:3], k.shape[2], q.shape[3])
+        (B, T, H, D), HK = q.shape, k.shape[2]
+        return cls(sequences, band, B, T, H, HK, D)
 
     @property
     def n_rows(self) -> tuple[int, int]:

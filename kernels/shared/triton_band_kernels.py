@@ -1,13 +1,13 @@
-"""Attention of the query heads of each token over the sink and the window of its sequence, a sequence and key head after
-the other: the kernels that the attention operators launch.
+"""Attention of the query heads of each token over the sink and the window of its sequence: the kernels that the
+attention operators launch.
 
 A row is a pair t * G + i, of query head i of the key head's G at token t of the sequence. With an `order` [H_kv,
 B * T * G] int32 rows are some of the pairs, the first `count` [N, H_kv] ones of a sequence; those behind are answered
 with 0. `before` [H_kv, B * T] int32 are the rows of the tokens before a token. Without, rows are all pairs by number.
 
-`gate` [B, T, H] multiplies what a row finds; None is 1. `tile` int32 [n_tiles, 4]: first token of a sequence in [B * T],
-its length, its number, the tile's first row or key. `band` int32 [H_kv, 2]: sink and window; None is all keys. X_step:
-elements from one batch row, token and head of X to the next; outputs are dense. n_tokens: B * T.
+`gate` [B, T, H] multiplies what a row finds; None is 1. `tile` int32 [n_tiles, 4]: first token of a sequence in
+[B * T], its length, its number, the tile's first row or key. `band` int32 [H_kv, 2]: sink and window; None is all keys.
+X_step: elements from one batch row, token and head of X to the next; outputs are dense. n_tokens: B * T.
 """
 
 import triton.language as tl
@@ -232,11 +232,7 @@ def _visitors(before, first, last, length, n_rows, band, head, G: tl.constexpr, 
 @jit
 def _rows_before(before, token, ends, n_rows, G: tl.constexpr):
     """How many rows the tokens before a token have; all, unless it `ends` them."""
-    if before is None:
-        count = tl.where(ends, token * G, n_rows)
-    else:
-        count = tl.load(before + token, mask=ends, other=n_rows)
-    return count
+    return tl.where(ends, token * G, n_rows) if before is None else tl.load(before + token, mask=ends, other=n_rows)
 
 
 @jit

@@ -42,8 +42,8 @@ for formula in (active_pairs, banded_pairs):
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Matrix products as PyTorch counts them. Routed attention and windows are counted by the pairs that they are given,
-    not by the blocks of PyTorch's backends, which are as wide as the busiest head and have edges."""
+    """Matrix products as PyTorch counts them. Routed attention and windows are counted by the pairs they are given, not
+    by the blocks of PyTorch's backends, which are as wide as the busiest head and have edges."""
     ops = torch.ops.hybridlm
     formulas = {ops.head_routed_attention: active_pairs, ops.banded_attention: banded_pairs}
     run = banded_attention.run

@@ -3,6 +3,7 @@
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from hybridlm.tests.oracles import assert_close
 BACKENDS = ("reference", "chunked", "native")
 BOUNDS = {torch.float64: (1e-12, 1e-12), torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2)}
 NAMES = ("o", "dq", "dk", "dv")
-DENSE = {"sink": 0, "window": None}
+DENSE: dict[str, Any] = {"sink": 0, "window": None}
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -123,9 +124,8 @@ def test_what_sees_everything_is_dense(backend):
     """Windows and sinks as long as the sequence, and longer than any number of tokens."""
     inputs = make(2, 200)
     dense = run(inputs, backend=backend, **DENSE)
-    for seen in ({"sink": 7, "window": 200}, {"sink": 200, "window": 1}, {"sink": 9, "window": None}):
-        assert same(run(inputs, backend=backend, **seen), dense)
-    assert same(run(inputs, backend=backend, sink=2**40, window=2**40), dense)
+    for sink, window in ((7, 200), (200, 1), (9, None), (2**40, 2**40)):
+        assert same(run(inputs, backend=backend, sink=sink, window=window), dense)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -138,9 +138,10 @@ def test_a_window_of_one_without_a_sink_gives_the_value_itself(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_token_sees_itself(backend):
-    for seen in (DENSE, {"sink": 4, "window": 2}):
-        inputs = make(3, 1)
-        assert_close(run(inputs, backend=backend, **seen)["o"], inputs[2].repeat_interleave(2, 2), 1e-14)
+    inputs = make(3, 1)
+    for sink, window in ((0, None), (4, 2)):
+        found = run(inputs, backend=backend, sink=sink, window=window)
+        assert_close(found["o"], inputs[2].repeat_interleave(2, 2), 1e-14)
 
 
 @settings(max_examples=30, deadline=None)
@@ -173,13 +174,15 @@ def test_no_token_at_all():
 
 def test_it_is_head_routed_attention_with_gates_of_one_bit_for_bit():
     inputs = make(2, 300, 6, 2)
-    for seen in ({"sink": [3, 0], "window": [70, 9]}, {"sink": None, "window": None}):
+    for sink, window in (([3, 0], [70, 9]), (None, None)):
         routed = with_gradients(
-            lambda *x, seen=seen: head_routed_attention(*x, torch.ones(2, 300, 6), backend="native", **seen),
+            lambda *x, sink=sink, window=window: head_routed_attention(
+                *x, torch.ones(2, 300, 6), sink=sink, window=window, backend="native"
+            ),
             inputs,
             torch.float32,
         )
-        assert same(run(inputs, torch.float32, **seen), routed)
+        assert same(run(inputs, torch.float32, sink=sink, window=window), routed)
 
 
 def test_large_scores_and_equal_ones():

@@ -184,7 +184,7 @@ def test_a_registered_kernel_that_no_case_launches_is_named(monkeypatch):
 
 
 def test_unknown_operators_and_targets_are_refused():
-    with pytest.raises(UserError, match="--op is 'gated_delta'; allowed: .*, gated_delta_rule, "):
+    with pytest.raises(UserError, match=r"--op is 'gated_delta'; allowed: .*, gated_delta_rule, "):
         report.choose_cases(["gated_delta"])
     assert [case.name for case in report.choose_cases(["gated_scan"])] == ["gated_scan"]
     with pytest.raises(UserError, match="--targets has 'sm_70'; allowed: sm_80, "):
