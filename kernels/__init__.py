@@ -2,6 +2,7 @@
 
 if __name__ != "kernels":  # transformers looks for another package of this name, and meets this folder from beside it
     from .backend import BackendUnavailable
+    from .banded_attention import banded_attention, banded_attention_flops, banded_attention_step
     from .gated_delta import gated_delta_rule, gated_delta_rule_flops, gated_delta_rule_step
     from .gated_linear_attention import (
         gated_linear_attention,
@@ -21,6 +22,9 @@ __all__ = [
     "BackendUnavailable",
     "Recurrence",
     "available_backends",
+    "banded_attention",
+    "banded_attention_flops",
+    "banded_attention_step",
     "gated_delta_rule",
     "gated_delta_rule_flops",
     "gated_delta_rule_step",

@@ -2,7 +2,7 @@
 
 The peers are what one would run on a CPU otherwise: the fallback that transformers ships for Qwen3-Next,
 flash-linear-attention's naive functions (a chunked one where its decay is per head, else token by token), and for
-head-routed attention PyTorch's causal attention of all heads.
+attention PyTorch's causal attention of all heads and tokens.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..kernels import (
     Recurrence,
     available_backends,
+    banded_attention,
     gated_delta_rule,
     gated_linear_attention,
     gated_scan,
@@ -82,17 +83,47 @@ class RecurrenceCase(BenchCase):
 
 
 @dataclass(frozen=True)
-class RoutedCase(BenchCase):
-    """Head-routed attention with an `active` share of the heads, drawn at random; the peer computes all of them."""
+class AttentionCase(BenchCase):
+    """The peer computes every head of every token with all keys up to its own, q, k, v being the first inputs."""
+
+    def call_peer(self, inputs: Inputs) -> Callable[[], Tensor]:
+        q, k, v = (x.transpose(1, 2) for x in inputs[:3])
+        return lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class BandedCase(AttentionCase):
+    """Banded attention in which a query sees the share `span` of the tokens, a sixteenth of that as the sink."""
+
+    span: float
+
+    def seen(self, T: int) -> tuple[int, int]:
+        """(sink, window)."""
+        span = round(self.span * T)
+        return span // 16, span - span // 16
+
+    def call(self, inputs: Inputs, backend: str, chunk_size: int) -> Callable[[], Tensor]:
+        sink, window = self.seen(inputs[0].shape[1])
+        return lambda: self.op(*inputs, sink=sink, window=window, backend=backend)
+
+    def expected(self, inputs: Inputs) -> Tensor:
+        return self.call(inputs, "reference", 0)()
+
+    def flops(self, shape: tuple[int, ...], backward: bool) -> float:
+        """Of the pairs that are seen: two products forward, five backward."""
+        B, T, H, K, _ = shape
+        pairs = sum(min(t + 1, sum(self.seen(T))) for t in range(T))
+        return (7 if backward else 2) * 2 * B * H * K * pairs
+
+
+@dataclass(frozen=True)
+class RoutedCase(AttentionCase):
+    """Head-routed attention with an `active` share of the heads, drawn at random."""
 
     active: float
 
     def call(self, inputs: Inputs, backend: str, chunk_size: int) -> Callable[[], Tensor]:
         return lambda: self.op(*inputs, backend=backend)
-
-    def call_peer(self, inputs: Inputs) -> Callable[[], Tensor]:
-        q, k, v = (x.transpose(1, 2) for x in inputs[:3])
-        return lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
     def expected(self, inputs: Inputs) -> Tensor:
         return self.call_peer(inputs)() * inputs[3][..., None]
@@ -162,6 +193,10 @@ def _scan_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> Inputs:
     return _leaves(torch.randn(B, T, H * K).to(dtype), _log_decay(B, T, H * K))
 
 
+def _banded_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> Inputs:
+    return _leaves(*_draw(shape, dtype))
+
+
 def _routed_inputs(active: float, shape: tuple[int, ...], dtype: torch.dtype) -> Inputs:
     """A gate of 1 for the same number of heads at every token."""
     B, T, H, _, _ = shape
@@ -200,6 +235,17 @@ CASES: tuple[BenchCase, ...] = (
     ),
     RecurrenceCase(
         "gated_scan", gated_scan, _scan_inputs, "fla naive", WIDE, _naive_hgrn, products=0, takes_chunk_size=False
+    ),
+    *(
+        BandedCase(
+            f"banded_attention, span of {span:.0%}",
+            banded_attention,
+            _banded_inputs,
+            "SDPA",
+            ATTENTION,
+            span,
+        )
+        for span in (1.0, 0.5, 0.25)
     ),
     *(
         RoutedCase(

@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from ..operator import operator
+from ..shared.band import PerHead
 from ..shared.sequences import Sequences
 from . import chunked, reference
-from .arguments import PerHead, RoutedArguments
+from .arguments import RoutedArguments
 from .step import head_routed_attention_step
 
 __all__ = ["head_routed_attention", "head_routed_attention_flops", "head_routed_attention_step"]

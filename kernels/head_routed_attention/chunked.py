@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..shared.band import visible
 from ..shared.sequences import tracing
 from .arguments import RoutedArguments
 
@@ -44,7 +45,7 @@ def _block(a: int, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, arguments: Rou
     queries = _by_key_head(q, kv_heads).gather(2, index)
     first = 0 if not arguments.window or any(arguments.sink) else max(0, a - max(arguments.window) + 1)
     keys, values = (x[:, first : a + C].transpose(1, 2) for x in (k, v))  # [N, H_kv, S, D]
-    seen = _seen(t, torch.arange(first, a + C, device=q.device), arguments)
+    seen = visible(t, torch.arange(first, a + C, device=q.device), arguments.sink, arguments.window)
     o = F.scaled_dot_product_attention(queries, keys, values, seen)
     rows = o.new_zeros(N, kv_heads, C * r, D).scatter(2, index, o)
     o = rows.unflatten(2, (C, r)).transpose(1, 2).reshape(N, C, H, D)
@@ -54,13 +55,3 @@ def _block(a: int, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, arguments: Rou
 def _by_key_head(x: Tensor, kv_heads: int) -> Tensor:
     """[N, C, H, ...] -> [N, H_kv, C H / H_kv, ...], tokens outside, a group's heads inside."""
     return x.unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(2, 3)
-
-
-def _seen(t: Tensor, j: Tensor, arguments: RoutedArguments) -> Tensor:
-    """For queries at positions t [N, H_kv, M] and keys at j [S]: [N, H_kv, M, S]."""
-    t = t[..., None]
-    seen = j <= t
-    if arguments.window:
-        first, last = (torch.tensor(x, device=t.device)[:, None, None] for x in (arguments.sink, arguments.window))
-        seen &= (t - j < last) | (j < first)
-    return seen

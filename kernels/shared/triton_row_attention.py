@@ -1,7 +1,7 @@
 """Softmax attention of query rows over keys, tile by tile: the loops that the attention operators' kernels share.
 
 A row r sees the keys j <= newest_r with j >= oldest_r or j < sink. Which rows stand in a tile, and in which order, is
-the calling kernel's business. With P the softmax and weight_r what row r's result is multiplied by:
+the calling kernel's business. With P the softmax and weight_r what row r's result is multiplied by, None for 1:
 
     S = scale Q K^T,  P = softmax(S),  O = weight P V
     delta = <dO, O>,  dS = P (weight dO V^T - delta)
@@ -116,7 +116,9 @@ def _query_gradient(
         values = load_keys(v, v_step, first, stop, D, BD, BN, EDGE)
         p = tl.exp2(tl.dot(rows[0], tl.trans(keys), input_precision=PREC) * scale - log_sum[:, None])
         dp = tl.dot(dout, tl.trans(values), input_precision=PREC)
-        ds = p * (dp * weight[:, None] - delta[:, None])
+        if weight is not None:
+            dp = dp * weight[:, None]
+        ds = p * (dp - delta[:, None])
         if EDGE:
             ds = tl.where(sees(rows, first, stop, BN), ds, 0.0)
             keys = tl.where(finite(keys), keys, 0.0)  # rows that see such a key have NaN in ds
@@ -141,9 +143,13 @@ def key_gradients(sums, tile, rows, cotangents, scale, BN: tl.constexpr, PREC: t
         if oldest is not None:
             seen = seen & ((key >= oldest[None, :]) | (key < sink))
         p = tl.where(seen, p, 0.0)
-    dv = tl.dot((p * weight[None, :]).to(dout.dtype), dout, dv, input_precision=PREC)
+    weighted = p
     dp = tl.dot(values, tl.trans(dout), input_precision=PREC)
-    ds = p * (dp * weight[None, :] - delta[None, :])
+    if weight is not None:
+        weighted = p * weight[None, :]
+        dp = dp * weight[None, :]
+    dv = tl.dot(weighted.to(dout.dtype), dout, dv, input_precision=PREC)
+    ds = p * (dp - delta[None, :])
     if EDGE:
         ds = tl.where(p == 0.0, 0.0, ds)
     dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PREC)

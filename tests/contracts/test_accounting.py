@@ -11,7 +11,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridlm.kernels import head_routed_attention, head_routed_attention_flops
+from hybridlm.kernels import (
+    banded_attention,
+    banded_attention_flops,
+    head_routed_attention,
+    head_routed_attention_flops,
+)
 from hybridlm.lm.mixers import MIXERS
 from hybridlm.tests.contracts import broken
 from hybridlm.tests.contracts.harness import Build, Builder, matmul_backends, tokens
@@ -20,28 +25,39 @@ LENGTHS = (64, 128, 320)  # multiples of the chunk; elsewhere a chunked form wor
 
 
 def active_pairs(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, sink: Any, window: Any, *_: Any, out_val: Any) -> float:
-    """FLOPs of the tokens and heads that a gate leaves, each with the keys that plain attention computes for a query:
-    all of its sequence, or a band in blocks of the window."""
+    """FLOPs of the tokens and heads that a gate leaves, each with the keys that attention counts for a query: all of
+    its sequence, or the window."""
     T, D = q.shape[1], q.shape[3]
-    keys = 2 * window[0] if window and window[0] < T else T
-    return int((gate != 0).sum()) * head_routed_attention_flops(D, keys)
+    return int((gate != 0).sum()) * head_routed_attention_flops(D, min([T, *window]))
 
 
-active_pairs._get_raw = True  # type: ignore[attr-defined]  # values and not shapes are given
+def banded_pairs(q: Tensor, k: Tensor, v: Tensor, sink: Any, window: Any, *_: Any, out_val: Any) -> float:
+    """The same of all tokens and heads."""
+    return q.shape[:3].numel() * banded_attention_flops(q.shape[3], min([q.shape[1], *window]))
+
+
+for formula in (active_pairs, banded_pairs):
+    formula._get_raw = True  # type: ignore[attr-defined]  # values and not shapes are given
 
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Matrix products as PyTorch counts them. Routed attention is counted by the pairs that it is given, not by the
-    blocks of PyTorch's backend, which are as wide as the busiest head."""
-    formula = {torch.ops.hybridlm.head_routed_attention: active_pairs}
-    traced = patch.object(head_routed_attention, "run", head_routed_attention._traced)  # one node, as the counter sees
+    """Matrix products as PyTorch counts them. Routed attention and windows are counted by the pairs they are given, not
+    by the blocks of PyTorch's backends, which are as wide as the busiest head and have edges."""
+    ops = torch.ops.hybridlm
+    formulas = {ops.head_routed_attention: active_pairs, ops.banded_attention: banded_pairs}
+    run = banded_attention.run
+    routed = patch.object(head_routed_attention, "run", head_routed_attention._traced)  # one node, as the counter sees
+    banded = patch.object(
+        banded_attention, "run", lambda x, backend: (banded_attention._traced if x.window else run)(x, backend)
+    )
     # the counter does not know the CPU's fused attention; the plain one does the same products by matmul
     with (
-        FlopCounterMode(display=False, custom_mapping=formula) as counter,
+        FlopCounterMode(display=False, custom_mapping=formulas) as counter,
         sdpa_kernel(SDPBackend.MATH),
         matmul_backends(),
-        traced,
+        routed,
+        banded,
     ):
         yield counter
 

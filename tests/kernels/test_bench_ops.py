@@ -29,7 +29,7 @@ def test_backends_and_peer_compute_the_same(case):
 
 def test_flops_of_the_recurrences():
     flops = {case.op.name: case.flops((1, 1, 1, 3, 5), False) for case in CASES}
-    del flops["head_routed_attention"]
+    del flops["head_routed_attention"], flops["banded_attention"]
     assert flops == {"gated_delta_rule": 90, "gated_linear_attention": 60, "gated_scan": 0}
     assert CASES[0].flops((2, 7, 3, 3, 5), True) == 3 * 2 * 7 * 3 * 90
 
@@ -38,6 +38,13 @@ def test_flops_of_attention_are_the_active_pairs():
     routed = [case for case in CASES if case.op.name == "head_routed_attention"]
     assert [case.flops((2, 3, 4, 5, 5), False) for case in routed] == [4 * 2 * 6 * 4 * 5 * a for a in (1, 0.75, 0.5)]
     assert routed[0].flops((2, 3, 4, 5, 5), True) == 14 * 2 * 6 * 4 * 5
+
+
+def test_flops_of_a_band_are_the_pairs_that_are_seen():
+    dense, half, quarter = (case for case in CASES if case.op.name == "banded_attention")
+    assert dense.flops((2, 3, 4, 5, 5), False) == 4 * 2 * 4 * 5 * (1 + 2 + 3)
+    assert half.flops((2, 8, 4, 5, 5), True) == 14 * 2 * 4 * 5 * (1 + 2 + 3 + 5 * 4)
+    assert quarter.flops((2, 8, 4, 5, 5), False) == 4 * 2 * 4 * 5 * (1 + 7 * 2)
 
 
 def test_only_the_operators_asked_for_are_measured(monkeypatch):

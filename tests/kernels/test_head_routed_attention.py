@@ -136,19 +136,6 @@ def test_all_heads_are_plain_attention():
     assert_close(o, torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=True).transpose(1, 2), 1e-14)
 
 
-def test_no_gate_is_a_gate_of_ones():
-    from hybridlm.kernels.head_routed_attention import native
-
-    q, k, v, gate = make(2, 100, 4, 2)
-    expected = run([q, k, v, torch.ones_like(gate)], backend="native")
-    leaves = [x.requires_grad_() for x in (q, k, v)]
-    x = RoutedArguments.checked(*leaves, gate, sink=None, window=None, cu_seqlens=None, sequences=None)
-    o = native.run(x._replace(gate=None))
-    do = torch.randn(o.shape, generator=torch.Generator().manual_seed(9)).to(o.dtype)
-    found = (o, *torch.autograd.grad(o, leaves, do))
-    assert all(torch.equal(a, expected[name]) for a, name in zip(found, NAMES, strict=False))
-
-
 def test_large_scores_and_equal_ones():
     q, k, v, gate = make(1, 200, 2, 1)
     check([2 * q, 2 * k, v, gate], torch.float32)
@@ -303,9 +290,8 @@ def test_native_ops_have_results_of_the_right_shape_for_tensors_that_are_none():
     ops = torch.ops.hybridlm_native
     o, lse = ops.head_routed_attention_forward(q, k, v, gate, [], [], [0, 4, 9])
     opcheck(ops.head_routed_attention_forward, (q, k, v, gate, [], [], [0, 4, 9]), test_utils="test_faketensor")
-    for g in (gate, None):
-        given_ = (q, k, v, g, o, lse, o, [1, 2], [3, 4], [0, 4, 9])
-        opcheck(ops.head_routed_attention_backward, given_, test_utils="test_faketensor")
+    given_ = (q, k, v, gate, o, lse, o, [1, 2], [3, 4], [0, 4, 9])
+    opcheck(ops.head_routed_attention_backward, given_, test_utils="test_faketensor")
 
 
 def test_calls_from_several_threads_at_once():

@@ -12,7 +12,7 @@ from hybridlm.kernels.native.library import NativeCall, NativeKernel
 
 ROOT = Path(kernels.__file__).parent
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/native.py"))
-HEADERS = "".join((ROOT / "native" / name).read_text() for name in ("chunk.h", "call.h"))
+HEADERS = "".join((ROOT / "native" / name).read_text() for name in ("chunk.h", "call.h", "band.h", "attention_step.h"))
 
 
 def python_fields(folder: str) -> dict[str, list[str]]:

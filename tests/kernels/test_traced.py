@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from hybridlm.kernels import gated_delta_rule, gated_linear_attention, gated_scan, head_routed_attention
+from hybridlm.kernels import (
+    banded_attention,
+    gated_delta_rule,
+    gated_linear_attention,
+    gated_scan,
+    head_routed_attention,
+)
 from hybridlm.kernels.shared.sequences import Sequences
 from hybridlm.tests.oracles import assert_close
 
@@ -94,21 +100,34 @@ def routed_call(batch=B):
     return [leaf(batch, T, 2 * H, K), leaf(batch, T, H, K), leaf(batch, T, H, K), leaf(batch, T, 2 * H, low=0.5)]
 
 
+ATTENTION = pytest.mark.parametrize("op", [banded_attention, head_routed_attention], ids=lambda op: op.name)
+
+
+def attention_call(op, batch=B):
+    return routed_call(batch)[: 4 if op is head_routed_attention else 3]
+
+
+@ATTENTION
 @pytest.mark.parametrize("seen", [((), ()), ((0, 1), (2, 3))], ids=str)
-def test_head_routed_attention_is_one_too(seen):
-    opcheck(OPS.head_routed_attention.default, (*routed_call(), *seen, None, "auto"), test_utils=CHECKS)
+def test_attention_is_one_too(op, seen):
+    given = (*attention_call(op), *seen, None, "auto")
+    opcheck(getattr(OPS, op.name).default, given, test_utils=CHECKS)
 
 
-def test_a_step_of_head_routed_attention_is_one_too():
-    q, k, v, gate = (x.detach() for x in routed_call())
-    given = (q[:, 0].contiguous(), k, v, gate[:, 0].contiguous(), torch.ones(B, T, dtype=torch.bool), "auto")
-    opcheck(OPS.head_routed_attention_step.default, given, test_utils=("test_schema", "test_faketensor"))
+@ATTENTION
+def test_a_step_of_attention_is_one_too(op):
+    q, k, v, *gate = (x.detach() for x in attention_call(op))
+    given = (q[:, 0].contiguous(), k, v, *(x[:, 0].contiguous() for x in gate))
+    for seen in (torch.ones(B, T, dtype=torch.bool), torch.ones(B, T, H, dtype=torch.bool)):
+        step = getattr(OPS, f"{op.name}_step").default
+        opcheck(step, (*given, seen, "auto"), test_utils=("test_schema", "test_faketensor"))
 
 
-def test_documents_of_head_routed_attention_have_its_own_values_and_gradients():
-    tensors, bounds = routed_call(1), (0, 2, T)
-    found = OPS.head_routed_attention(*tensors, (1, 0), (2, 3), bounds, "auto")
-    expected = head_routed_attention(*tensors, sink=[1, 0], window=[2, 3], sequences=Sequences(1, T, bounds))
+@ATTENTION
+def test_documents_of_attention_have_its_own_values_and_gradients(op):
+    tensors, bounds = attention_call(op, 1), (0, 2, T)
+    found = getattr(OPS, op.name)(*tensors, (1, 0), (2, 3), bounds, "auto")
+    expected = op(*tensors, sink=[1, 0], window=[2, 3], sequences=Sequences(1, T, bounds))
     weight = torch.randn_like(expected)
     grads = [torch.autograd.grad(o, tensors, weight) for o in (found, expected)]
     for mine, theirs in zip((found, *grads[0]), (expected, *grads[1]), strict=True):

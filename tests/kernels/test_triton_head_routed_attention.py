@@ -14,7 +14,8 @@ from hybridlm.tests.train.test_host_reads import HostReads
 from hybridlm.tools.kernel_report.count import count
 
 triton = pytest.importorskip("triton")
-from hybridlm.kernels.head_routed_attention import triton_attention, triton_step  # noqa: E402
+from hybridlm.kernels.head_routed_attention import triton_attention  # noqa: E402
+from hybridlm.kernels.shared import triton_band, triton_band_step  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not triton.knobs.runtime.interpret and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1 or a GPU"
@@ -28,8 +29,8 @@ Tensors = list[torch.Tensor]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Of 16 rows and keys, so that short sequences have many."""
-    tile = triton_attention._Tiles(16, 16, 4, 1)
-    monkeypatch.setattr(triton_attention, "_tiles", lambda D, dtype: (tile, tile, tile))
+    tile = triton_band.Tiles(16, 16, 4, 1)
+    monkeypatch.setattr(triton_band, "tiles", lambda D, dtype: (tile, tile, tile))
     monkeypatch.setattr(triton_attention, "ORDER_BLOCK", 32)
 
 
@@ -262,8 +263,8 @@ def test_step(H, kv_heads, D, dtype):
 @pytest.mark.parametrize("processors", [1, 132])
 def test_step_sees_the_slots_that_hold_a_key(processors, monkeypatch):
     """In one part and in several, some of which have no key; what lies in the other slots may be anything."""
-    monkeypatch.setattr(triton_step, "multiprocessors", lambda device: processors)
-    monkeypatch.setattr(triton_step, "BLOCK", 16)
+    monkeypatch.setattr(triton_band_step, "multiprocessors", lambda device: processors)
+    monkeypatch.setattr(triton_band_step, "BLOCK", 16)
     inputs = step()
     seen = torch.rand(3, 70, generator=torch.Generator().manual_seed(1)).to(DEVICE) < 0.3
     seen[0] = False

@@ -130,45 +130,56 @@ def test_step(name: str, dtype: torch.dtype):
     check(case, case.arguments(dtype, B=3, T=1), step, BOUNDS[dtype])
 
 
-ROUTED = {"routed_order", "routed_forward", "routed_query_gradient", "routed_key_gradients"}
-ROUTED_STEP = {"routed_step", "routed_step_merge"}
+BANDED = {"band_forward", "band_query_gradient", "band_key_gradients"}
+ROUTED = {"routed_order", *BANDED}
+ATTENTION_STEP = {"band_step", "band_step_merge"}
 
 
-def routed(dtype: torch.dtype, *lead: int) -> list[Tensor]:
+def attention(dtype: torch.dtype, *lead: int) -> list[Tensor]:
     """q, k, v of grouped heads and a gate that is 0 for half of the pairs."""
     rng = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(*lead, heads, 24, generator=rng).to(dtype) for heads in (4, 2, 2))
     return [q, k, v, (torch.rand(*lead, 4, generator=rng) - 0.5).relu()]
 
 
+OPS = pytest.mark.parametrize("op", ["banded_attention", "head_routed_attention"])
+
+
+def given_to(op: str, inputs: list[Tensor]) -> list[Tensor]:
+    return inputs if op == "head_routed_attention" else inputs[:3]
+
+
 @DTYPES
-@pytest.mark.parametrize("band", [{}, {"sink": 3, "window": 20}], ids=["causal", "window"])
-def test_head_routed_attention(band: dict[str, int], dtype: torch.dtype):
-    inputs, cu_seqlens = routed(dtype, 1, 60), torch.tensor([0, 20, 20, 60])
+@OPS
+@pytest.mark.parametrize("band", [{"sink": None, "window": None}, {"sink": 3, "window": 20}], ids=["causal", "window"])
+def test_attention(op: str, band: dict[str, int | None], dtype: torch.dtype):
+    inputs, cu_seqlens = given_to(op, attention(dtype, 1, 60)), torch.tensor([0, 20, 20, 60])
 
     def run(backend: str, given: list[Tensor]) -> list[Tensor]:
         leaves = [x.clone().requires_grad_() for x in given]
-        o = kernels.head_routed_attention(*leaves, cu_seqlens=cu_seqlens, backend=backend, **band)
+        o = getattr(kernels, op)(*leaves, cu_seqlens=cu_seqlens, backend=backend, **band)
         cotangent = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o)
         return [o, *torch.autograd.grad(o, leaves, cotangent)]
 
     with tf32("rna"), sanitized(seed=1) as launched:
         found = run("triton", inputs)
-    assert set(launched) == ROUTED
+    assert set(launched) == (ROUTED if op == "head_routed_attention" else BANDED)
     expected = run("reference", [x.float() for x in inputs])
     errors = [relative_rms(x, y) for x, y in zip(found, expected, strict=True)]
     assert max(errors) < BOUNDS[dtype], errors
 
 
 @DTYPES
-def test_head_routed_attention_step(dtype: torch.dtype):
-    q, k, v, gate = routed(dtype, 2, 70)
-    given = [q[:, 0], k, v, gate[:, 5]]
+@OPS
+def test_attention_step(op: str, dtype: torch.dtype):
+    q, k, v, gate = attention(dtype, 2, 70)
+    given = given_to(op, [q[:, 0], k, v, gate[:, 5]])
     seen = torch.arange(70).expand(2, -1) % 3 != 1
+    step = getattr(kernels, f"{op}_step")
     with tf32("rna"), sanitized(seed=1) as launched:
-        found = kernels.head_routed_attention_step(*given, seen=seen, backend="triton")
-    assert set(launched) == ROUTED_STEP
-    expected = kernels.head_routed_attention_step(*(x.float() for x in given), seen=seen, backend="reference")
+        found = step(*given, seen=seen, backend="triton")
+    assert set(launched) == ATTENTION_STEP
+    expected = step(*(x.float() for x in given), seen=seen, backend="reference")
     assert relative_rms(found, expected) < BOUNDS[dtype]
 
 
@@ -178,5 +189,5 @@ def test_every_kernel_has_a_case():
         importlib.import_module(".".join([kernels.__name__, *file.relative_to(root).with_suffix("").parts]))
     from hybridlm.kernels.shared.triton_common import KERNELS
 
-    covered = ROUTED.union(ROUTED_STEP, *(case.launches for case in (*CASES.values(), *STEPS.values())))
+    covered = ROUTED.union(ATTENTION_STEP, *(case.launches for case in (*CASES.values(), *STEPS.values())))
     assert covered == set(KERNELS)

@@ -97,14 +97,14 @@ def test_shared_key_heads_count_their_flops(n_v_heads):
     assert counter.get_total_flops() == pytest.approx(2 * 128 * model.flops_per_token(128), rel=1e-12)
 
 
-def test_a_window_counts_the_band_it_computes():
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
+def test_a_window_counts_as_many_keys_for_each_query_and_no_more_than_there_are():
+    def flops(window: int | None) -> float:
+        return build(pattern=["attention"], attention={"window": window}).flops_per_token(128)
 
-    model = build(pattern=["attention"], attention={"window": 32})
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(tokens(2, 128))
-    assert counter.get_total_flops() == pytest.approx(2 * 128 * model.flops_per_token(128), rel=1e-12)
+    mixers = list(build(pattern=["attention"]).mixers())
+    per_key = 4 * sum(mixer.n_heads * mixer.head_dim for mixer in mixers)
+    assert flops(64) - flops(32) == 32 * per_key
+    assert flops(127) == flops(128) - per_key and flops(128) == flops(500) == flops(None)
 
 
 class Talkative(Attention):

@@ -17,7 +17,7 @@ from hybridlm.tools.kernel_report import budgets, compile, report, table
 from hybridlm.tools.kernel_report.cases import CASES, Shape, check_covered
 from hybridlm.tools.kernel_report.compile import Build, compile_apart, inspect_kernel
 from hybridlm.tools.kernel_report.hardware import BOUND_ON, TARGETS, occupancy
-from hybridlm.tools.kernel_report.ideal import routed_attention, routed_attention_step
+from hybridlm.tools.kernel_report.ideal import attention_step, banded_attention, routed_attention
 from hybridlm.tools.kernel_report.peers import PEERS, rank
 from hybridlm.tools.kernel_report.result import CaseResult, KernelLaunch, Pass, ratios
 from hybridlm.tools.kernel_report.roofline import Work, bounds, continued, extrapolate, slowest
@@ -120,7 +120,16 @@ def test_the_ideal_of_attention_by_hand():
     found = routed_attention(Shape(1, 2, 1, 2, 2), active=1.0)
     assert found.flops == (2 * 4 * 1.5, 7 * 4 * 1.5)
     assert found.bytes == (4 * 4 + 4, (6 * 4 + 8) + (6 * 4 + 4))
-    assert routed_attention_step(Shape(1, 1, 1, 2, 2), 10).bytes == (20 * 4 + 2 * 4 + 4, 0)
+    assert attention_step(Shape(1, 1, 1, 2, 2), 10, gated=True).bytes == (20 * 4 + 2 * 4 + 4, 0)
+    assert attention_step(Shape(1, 1, 1, 2, 2), 10, gated=False).bytes == (20 * 4 + 2 * 4, 0)
+
+
+def test_the_ideal_of_a_band_by_hand():
+    """Four tokens of which a query sees two: 1 + 2 + 2 + 2 pairs."""
+    found = banded_attention(Shape(1, 4, 1, 2, 2), span=2)
+    assert found.flops == (2 * 4 * 7 / 4, 7 * 4 * 7 / 4)
+    assert found.bytes == (4 * 4, 12 * 4)
+    assert banded_attention(Shape(1, 8, 1, 2, 2), span=8).flops == (2 * 4 * 4.5, 7 * 4 * 4.5)
 
 
 def result(subject: str, target: str = "sm_90", scale: float = 1.0, spill: int = 0, case: str = "gated_delta_rule"):
@@ -175,7 +184,7 @@ def test_a_registered_kernel_that_no_case_launches_is_named(monkeypatch):
 
 
 def test_unknown_operators_and_targets_are_refused():
-    with pytest.raises(UserError, match="--op is 'gated_delta'; allowed: gated_delta_rule, "):
+    with pytest.raises(UserError, match=r"--op is 'gated_delta'; allowed: .*, gated_delta_rule, "):
         report.choose_cases(["gated_delta"])
     assert [case.name for case in report.choose_cases(["gated_scan"])] == ["gated_scan"]
     with pytest.raises(UserError, match="--targets has 'sm_70'; allowed: sm_80, "):

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ...kernels.backend import Policy
 from ...kernels.operator import OPERATORS
-from .ideal import Ideal, Shape, routed_attention, routed_attention_step
+from .ideal import Ideal, Shape, attention_step, banded_attention, routed_attention
 
 STEP_SEQUENCES = 64  # sequences decoded at once, per row of the batch of the shape asked for
 STEP_KEYS = 1024  # in each one's cache, for attention
+SINK, WINDOW = 64, 0.5  # tokens, and share of the tokens that is a whole number of tiles at all that are counted
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Case:
     cut_by_length: bool = False  # our kernels cut sequences into a number of segments that depends on T
     quadratic: bool = False  # work grows with the square of T: attention, which has no final state
     ideal: Callable[[Shape], Ideal] | None = None  # what it cannot do without
+    window: float = 0.0  # share of the tokens in a query's window, where that is an argument; SINK is another
 
     @property
     def step(self) -> bool:
@@ -39,6 +41,8 @@ class Case:
     def call(self, x: dict[str, Tensor]) -> Tensor:
         """Our Triton form, by the public operator, checks included; on the meta device too."""
         op: Any = OPERATORS[self.op]
+        if self.window:
+            return op(**x, sink=SINK, window=round(self.window * x["q"].shape[1]), backend="triton")
         if self.step or self.quadratic:
             return op(**x, backend="triton")
         return op(**x, output_final_state=True, backend="triton")[0]
@@ -93,18 +97,28 @@ def _scan(lead: Callable[[Shape], tuple[int, ...]], state: bool = False) -> Call
     return inputs
 
 
-def _routed(shape: Shape, device: torch.device) -> dict[str, Tensor]:
-    """q, k, v bf16 of as many key heads as heads, and a gate that has every second token use a head."""
+def _banded(shape: Shape, device: torch.device) -> dict[str, Tensor]:
+    """q, k, v bf16 of as many key heads as heads."""
     q, k, v = (torch.randn(*_tokens(shape), shape.K, device=device).bfloat16() for _ in range(3))
+    return {"q": q, "k": k, "v": v}
+
+
+def _routed(shape: Shape, device: torch.device) -> dict[str, Tensor]:
+    """The same, and a gate that has every second token use a head."""
     used = torch.arange(shape.T, device=device)[:, None] % 2 == 0
-    return {"q": q, "k": k, "v": v, "gate": used.float().expand(shape.B, -1, shape.H).contiguous()}
+    return _banded(shape, device) | {"gate": used.float().expand(shape.B, -1, shape.H).contiguous()}
+
+
+def _banded_step(shape: Shape, device: torch.device) -> dict[str, Tensor]:
+    """One token, and a cache of STEP_KEYS."""
+    q = torch.randn(shape.B, shape.H, shape.K, device=device).bfloat16()
+    k, v = (torch.randn(shape.B, STEP_KEYS, shape.H, shape.K, device=device).bfloat16() for _ in range(2))
+    return {"q": q, "k": k, "v": v}
 
 
 def _routed_step(shape: Shape, device: torch.device) -> dict[str, Tensor]:
-    """One token that uses every head, and a cache of STEP_KEYS."""
-    q = torch.randn(shape.B, shape.H, shape.K, device=device).bfloat16()
-    k, v = (torch.randn(shape.B, STEP_KEYS, shape.H, shape.K, device=device).bfloat16() for _ in range(2))
-    return {"q": q, "k": k, "v": v, "gate": torch.ones(shape.B, shape.H, device=device)}
+    """The same, and a gate that uses every head."""
+    return _banded_step(shape, device) | {"gate": torch.ones(shape.B, shape.H, device=device)}
 
 
 CASES = {
@@ -136,6 +150,15 @@ CASES = {
             cut_by_length=True,
         ),
         Case(
+            "banded_attention",
+            "banded_attention",
+            _banded,
+            ("parallel_attn",),
+            quadratic=True,
+            ideal=lambda shape: banded_attention(shape, SINK + round(WINDOW * shape.T)),
+            window=WINDOW,
+        ),
+        Case(
             "head_routed_attention",
             "head_routed_attention",
             _routed,
@@ -162,11 +185,18 @@ CASES = {
             ("hgrn, 1 token",),
         ),
         Case(
+            "banded_attention_step",
+            "banded_attention_step",
+            _banded_step,
+            (),
+            ideal=lambda shape: attention_step(shape, STEP_KEYS, gated=False),
+        ),
+        Case(
             "head_routed_attention_step",
             "head_routed_attention_step",
             _routed_step,
             (),
-            ideal=lambda shape: routed_attention_step(shape, STEP_KEYS),
+            ideal=lambda shape: attention_step(shape, STEP_KEYS, gated=True),
         ),
     )
 }

@@ -48,7 +48,15 @@ def routed_attention(shape: Shape, active: float = 0.5) -> Ideal:
     return Ideal((forward, by_rows + by_keys), (2 * product, 7 * product))
 
 
-def routed_attention_step(shape: Shape, keys: int) -> Ideal:
-    """Each head's q and gate in, o out; and its keys and values, where it is active, as here all are."""
+def banded_attention(shape: Shape, span: int) -> Ideal:
+    """The same where queries see `span` tokens, or as many as there are yet: q, k, v in, o out; q, o, dO, k, v in, dq
+    out; q, dO, k, v in, dk, dv out; and no gate."""
     row = HALF * shape.K
-    return Ideal((2 * keys * row + 2 * row + FLOAT32, 0.0), (4 * shape.K * keys, 0.0))
+    product = 2 * shape.K * (span * (span + 1) / 2 + (shape.T - span) * span) / shape.T
+    return Ideal((4 * row, 12 * row), (2 * product, 7 * product))
+
+
+def attention_step(shape: Shape, keys: int, gated: bool) -> Ideal:
+    """Each head's q, and its gate, in, o out; and its keys and values, where it is active, as here all are."""
+    row = HALF * shape.K
+    return Ideal((2 * keys * row + 2 * row + gated * FLOAT32, 0.0), (4 * shape.K * keys, 0.0))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ....kernels.banded_attention import banded_attention
 from ....kernels.head_routed_attention import head_routed_attention, head_routed_attention_step
 from ....kernels.shared.sequences import HOST
 from ....kernels.softmax_attention import causal_attention, grouped_attention
@@ -37,8 +38,16 @@ class Causal:
         """Over the tokens of this call alone, which begin their sequences."""
         if gate is not None and not gate.everywhere:
             return head_routed_attention(q, k, v, gate.weight, window=self.window, sequences=sequences)
-        o = causal_attention(q, k, v, sequences=sequences, window=self.window, dropout=dropout)
+        if dropout:
+            o = causal_attention(q, k, v, sequences=sequences, window=self.window, dropout=dropout)
+        else:
+            o = self._all_heads(q, k, v, sequences)
         return o if gate is None else gate.times(o)
+
+    def _all_heads(self, q: Tensor, k: Tensor, v: Tensor, sequences: Context) -> Tensor:
+        if _by_tiles(q):
+            return banded_attention(q, k, v, sink=0, window=None, sequences=sequences)
+        return causal_attention(q, k, v, sequences=sequences)
 
     def remember(self, state: KVState, k: Tensor, v: Tensor, sequences: Context) -> None:
         """Store this call's keys and values [B, T, H_kv, D]."""
@@ -93,10 +102,15 @@ class SlidingWindow(Causal):
         self.window: int = window
 
     def keys(self, T: int) -> int:
-        return T if self.window >= T else 2 * self.window  # a band is computed in blocks
+        return min(T, self.window)
 
     def slots(self, T: int) -> int:
         return min(T, self.window)
+
+    def _all_heads(self, q: Tensor, k: Tensor, v: Tensor, sequences: Context) -> Tensor:
+        if self.window >= sequences.longest:
+            return super()._all_heads(q, k, v, sequences)
+        return banded_attention(q, k, v, sink=0, window=self.window, sequences=sequences)
 
     def remember(self, state: KVState, k: Tensor, v: Tensor, sequences: Context) -> None:
         kept = sequences.once(_kept, self.window)
@@ -107,6 +121,12 @@ class SlidingWindow(Causal):
 
     def _in_place(self, sequences: Context) -> bool:
         return sequences.single  # several would overwrite what the first of them still see
+
+
+def _by_tiles(q: Tensor) -> bool:
+    """Whether dense causal attention is faster by tiles of our own: on a CPU, but for half precision, which PyTorch
+    multiplies as it is, and for traced programs, in which the gradient of an operator runs its forward again."""
+    return q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
 
 
 def visible_of(options: AttentionConfig) -> Causal:
