@@ -21,7 +21,8 @@ def read_text(name: str, cache: str | Path) -> str:
             ) from None
     path = Path(name).expanduser()
     if not path.is_file():
-        raise ConfigError(f"text {name!r}: no such file and no source of that name; {nearest(name, SOURCES)}")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise ConfigError(f"text {name!r}: {what} and no source of that name; {nearest(name, SOURCES)}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

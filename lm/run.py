@@ -32,7 +32,7 @@ class Run:
     def __init__(self, path: str | Path):
         self.folder = Path(path)
         if not (self.folder / "recipe.yaml").is_file():
-            raise ConfigError(f"run {str(path)!r}: no recipe.yaml there; give a run folder such as runs/demo")
+            raise ConfigError(f"run {str(path)!r}: no recipe.yaml there; {_instead(self.folder)}")
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path | None = None) -> "Run":
@@ -114,6 +114,13 @@ class Run:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: not readable: {error}; restore it, or move its folder away") from error
+
+
+def _instead(folder: Path) -> str:
+    """What to give for a folder that is no run."""
+    if (folder / "config.json").is_file():
+        return "a checkpoint from elsewhere becomes a run with hybridlm convert checkpoint"
+    return "give a run folder such as runs/demo"
 
 
 def recipe_of(folder: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

@@ -30,6 +30,11 @@ def teaching(recipe: Recipe, run: Run) -> Run | None:
         return None
     with concerning("distill.teacher"):
         found = Run(Path(recipe.distill.teacher).expanduser())
+        if found.folder.resolve() == run.folder.resolve():
+            raise ConfigError(
+                f"run {str(found.folder)!r}: is the one that is trained, whose weights change; give another run, such "
+                "as the dense one that it was made of"
+            )
         found.newest_checkpoint()
     return found
 

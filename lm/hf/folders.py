@@ -30,9 +30,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     check_free(path)
     made = [parent for parent in path.absolute().parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=".partial"))
+    partial = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=".partial"))
         yield partial
         for entry in (*partial.rglob("*"), partial):
             entry.chmod(0o755 if entry.is_dir() else 0o644)  # temporary files and folders are for the owner's eyes only
@@ -40,7 +41,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         check_free(path)  # it may have come into being meanwhile
         os.replace(partial, path)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):  # somebody else's by now, and not empty
             for parent in made:
                 parent.rmdir()

@@ -1,5 +1,6 @@
 """`hybridlm convert llama --moh`: a checkpoint as a run whose tokens use some of the heads."""
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -31,11 +32,16 @@ def convert_to_moh(
     with stage(console, f"converting {src}"):
         import_checkpoint(src, dst, kind, heads)
     n_heads = attention_of(read_model(src), src).n_heads
+    measure = ["hybridlm", "convert", "sweep", src, "--shared", str(heads.shared), "--active", str(heads.active)]
+    measure += ["--shared-by", asked.shared_by, "--route", heads.route]
+    if asked.shared_by != FIRST:
+        measure += ["--calibrate", calibrate or CALIBRATION, "--calibrate-tokens", str(tokens)]
+    saved = "" if heads.active < n_heads else "; every token uses all heads, so nothing is saved"
     console.print(
         f"converted: {dst} ({heads.active} of {n_heads} heads a token, {heads.shared} of them shared, by "
-        f"{asked.shared_by}; the weights are those of {src})\n"
-        f"what it loses before tuning: hybridlm convert sweep {src} --shared {heads.shared} --active {heads.active}; "
-        f"tune it with hybridlm train {dst} data.train=[...]",
+        f"{asked.shared_by}; the weights are those of {src}{saved})\n"
+        f"what it loses before tuning: {shlex.join(measure)}\n"
+        f"tune it with hybridlm train {shlex.quote(str(dst))} data.train=[...]",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -102,7 +102,7 @@ def _option(path: str, option: str, values: list[Any], known: Known) -> Iterator
         return
     allowed = (own.fixed[option],) if option in own.fixed else own.among.get(option, values)
     if wrong := [value for value in values if value not in allowed]:
-        yield from (differs(name, value, " or ".join(map(repr, allowed))) for value in wrong)
+        yield from dict.fromkeys(differs(name, value, " or ".join(map(repr, allowed))) for value in wrong)
     elif len(values) > 1 and option not in own.by_layer:
         yield differs(name, values, "one value for all layers")
     if None in values and option in own.given:
@@ -113,7 +113,7 @@ def _option(path: str, option: str, values: list[Any], known: Known) -> Iterator
 
 
 def differs(name: str, value: Any, needed: str) -> str:
-    return f"{name} is {brief(value, 200)}, needs {needed}"
+    return f"{name} is {'set' if isinstance(value, Strict) else brief(value, 200)}, needs {needed}"
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:

@@ -76,9 +76,10 @@ class HeadsConfig(Strict):
     """query_norm: whether the gradient of a gate reaches the router from the heads in use, or from all of them, which
     then are all computed in training. The outputs are the same."""
     normalise: Literal["std", "none"] = "std"
-    """query_norm: what the norms are divided by before the softmax, their own standard deviation or nothing."""
+    """query_norm: what the norms are divided by before the softmax, their own standard deviation or nothing. Two
+    routed heads are not divided: their difference would be the same for every token, without a gradient."""
     norm_eps: Epsilon = 1e-6
-    """query_norm: the least standard deviation to divide by."""
+    """query_norm: norms with a standard deviation of no more than this are not divided by it."""
     router_dtype: Literal["float32", "model"] = "float32"
     """`model` rounds as the published models do."""
     balance: BalanceConfig = BalanceConfig()

@@ -216,10 +216,16 @@ class QueryNormRouter(RoutedHeads):
         return self.routed(weight, p, used, sequences, norms.detach())
 
     def normalised(self, scores: Tensor) -> Tensor:
-        """By the unbiased standard deviation over the routed heads, at least norm_eps (not in the paper's text)."""
-        if self.options.normalise == "none" or self.choices < 2 or not scores.numel():
+        """By the unbiased standard deviation over the routed heads (not in the paper's text), if it is above norm_eps.
+
+        Two would always be as far apart, whatever their norms, and no gradient would reach these: they stay undivided.
+        """
+        if self.options.normalise == "none" or self.choices < 3 or not scores.numel():
             return scores
-        return scores / scores.std(-1, keepdim=True).clamp(min=self.options.norm_eps)
+        std = scores.std(-1, keepdim=True)
+        # centred, which the softmax does not see: else the gradients of score and deviation cancel in large numbers
+        centred = scores - scores.mean(-1, keepdim=True) if self.exact else scores
+        return centred / std.where(std > self.options.norm_eps, 1)
 
     def needs_all(self) -> bool:
         return self.options.straight_through == "dense" and torch.is_grad_enabled()
