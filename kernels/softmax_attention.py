@@ -20,7 +20,8 @@ def causal_attention(
     window: int | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """o_t = sum_j softmax_j(q_t k_j / sqrt(D)) v_j over j <= t, with a window those of t - j < window or j < sink, of each sequence.
+    """o_t = sum_j softmax_j(q_t k_j / sqrt(D)) v_j over j <= t within each sequence; with a window over those with
+    t - j < window or j < sink.
 
     q: [B, T, H, D]; k, v: [B, T, H_kv, D], H a multiple of H_kv. dropout: share of the softmax's weights set to 0, the
     rest scaled up, which `banded_attention` has not. Returns [B, T, H, D].
