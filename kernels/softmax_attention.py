@@ -16,16 +16,18 @@ def causal_attention(
     v: Tensor,
     *,
     sequences: Sequences,
+    sink: int = 0,
     window: int | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """o_t = sum_j softmax_j(q_t k_j / sqrt(D)) v_j over j <= t, and t - j < window if given, within each sequence.
+    """o_t = sum_j softmax_j(q_t k_j / sqrt(D)) v_j over j <= t within each sequence; with a window over those with
+    t - j < window or j < sink.
 
     q: [B, T, H, D]; k, v: [B, T, H_kv, D], H a multiple of H_kv. dropout: share of the softmax's weights set to 0, the
     rest scaled up, which `banded_attention` has not. Returns [B, T, H, D].
     """
     windows = () if window is None else (window,) * k.shape[2]
-    attend = partial(banded_rows, sink=(0,) * len(windows), window=windows, dropout=dropout)
+    attend = partial(banded_rows, sink=(sink,) * len(windows), window=windows, dropout=dropout)
     return by_length(attend, q, k, v, sequences)
 
 

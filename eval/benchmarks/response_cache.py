@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ...lm.recipe.model import BaseModelConfig
 
 FORMAT = 1  # raise it when the same request on the same weights would be answered differently
-LATER: dict[str, tuple[str, ...]] = {"moh": (), "attention": ("heads",)}
+LATER: dict[str, tuple[str, ...]] = {"moh": (), "band": (), "attention": ("heads", "mask")}
 """Mixers, or options of one that are null where they are not used, that came after the first fingerprints: without them
 a model keeps the fingerprint, and so the answers, that it had."""
 COMMIT_EVERY = 1.0  # seconds; what a crash can lose

@@ -14,6 +14,7 @@ MIXERS = Registry(
     {
         "attention": "attention:Attention",
         "moh": "moh:MoH",
+        "band": "band:Band",
         "gated_deltanet": "gated_deltanet:GatedDeltaNet",
         "deltanet": "deltanet:DeltaNet",
         "gla": "gla:GLA",

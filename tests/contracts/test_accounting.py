@@ -26,14 +26,15 @@ LENGTHS = (64, 128, 320)  # multiples of the chunk; elsewhere a chunked form wor
 
 def active_pairs(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, sink: Any, window: Any, *_: Any, out_val: Any) -> float:
     """FLOPs of the tokens and heads that a gate leaves, each with the keys that attention counts for a query: all of
-    its sequence, or the window."""
+    its sequence, or the sink and the window."""
     T, D = q.shape[1], q.shape[3]
-    return int((gate != 0).sum()) * head_routed_attention_flops(D, min([T, *window]))
+    return int((gate != 0).sum()) * head_routed_attention_flops(D, min([T, *map(sum, zip(sink, window, strict=True))]))
 
 
 def banded_pairs(q: Tensor, k: Tensor, v: Tensor, sink: Any, window: Any, *_: Any, out_val: Any) -> float:
     """The same of all tokens and heads."""
-    return q.shape[:3].numel() * banded_attention_flops(q.shape[3], min([q.shape[1], *window]))
+    keys = min([q.shape[1], *map(sum, zip(sink, window, strict=True))])
+    return q.shape[:3].numel() * banded_attention_flops(q.shape[3], keys)
 
 
 for formula in (active_pairs, banded_pairs):

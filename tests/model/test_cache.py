@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlm.lm.mixers.attention.state import KVState
-from hybridlm.lm.mixers.attention.visible import Causal, SlidingWindow
+from hybridlm.lm.mixers.attention.visible import Banded, Causal
 from hybridlm.lm.model import Cache
 from hybridlm.lm.parts.context import Context
 from hybridlm.lm.parts.state import LayerState
@@ -18,8 +18,8 @@ from hybridlm.tests.oracles import assert_close
 CPU = torch.device("cpu")
 
 
-def kv_state(n: int, window: int | None = None) -> KVState:
-    return KVState.empty(n, 1, 1, window, torch.float32, CPU)
+def kv_state(n: int, most: int | None = None) -> KVState:
+    return KVState.empty(n, 1, 1, most, torch.float32, CPU)
 
 
 def see(state: KVState, visible: Causal, sequences: Context) -> None:
@@ -31,19 +31,25 @@ def see(state: KVState, visible: Causal, sequences: Context) -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     pieces=st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=8),
+    sink=st.sampled_from([0, 1, 7]),
     window=st.sampled_from([None, 1, 4, 5]),
     packed=st.booleans(),
 )
-def test_every_live_token_lies_where_its_position_says(pieces, window, packed):
-    visible, state, seen = SlidingWindow(window) if window else Causal(), kv_state(3, window), [0, 0, 0]
+def test_every_live_token_lies_where_its_position_says(pieces, sink, window, packed):
+    visible = Banded(sink, window) if window else Causal()
+    state, seen = kv_state(3, visible.most_slots), [0, 0, 0]
     for lengths in pieces:
         lengths = lengths if packed else lengths[:1] * 3
         documents = Context.documents_after(lengths, seen, CPU)
         see(state, visible, documents if packed else Context.dense(3, lengths[0], seen, CPU))
         seen = [past + new for past, new in zip(seen, lengths, strict=True)]
     for row, n in enumerate(seen):
-        for position in range(max(0, n - window) if window else 0, n):
-            slot = position % window if window else position
+        for position in range(n):
+            slot = position
+            if window and position >= sink:
+                if position < n - window:
+                    continue
+                slot = sink + (position - sink) % window
             assert state.tensors()["k"][row, slot, 0, 0] == position
             assert state.tensors()["v"][row, slot, 0, 0] == -position
 

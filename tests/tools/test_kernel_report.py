@@ -258,7 +258,7 @@ def test_inputs_fit_the_operator(case):
     shape = case.at(Shape(1, 8, 2, 16, 16))
     x = case.inputs(shape, torch.device("cpu"))
     op = getattr(__import__("hybridlm.kernels", fromlist=[case.op]), case.op)
-    output = op(**x, backend="reference")
+    output = op(**x, **case.numbers(x), backend="reference")
     assert torch.isfinite(output if isinstance(output, torch.Tensor) else output[0]).all()
 
 

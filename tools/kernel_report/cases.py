@@ -38,13 +38,15 @@ class Case:
     def at(self, shape: Shape) -> Shape:
         return replace(shape, B=shape.B * STEP_SEQUENCES, T=1) if self.step else shape
 
+    def numbers(self, x: dict[str, Tensor]) -> dict[str, int]:
+        """What the operator takes besides tensors."""
+        return {"sink": SINK, "window": round(self.window * x["q"].shape[1])} if self.window else {}
+
     def call(self, x: dict[str, Tensor]) -> Tensor:
         """Our Triton form, by the public operator, checks included; on the meta device too."""
         op: Any = OPERATORS[self.op]
-        if self.window:
-            return op(**x, sink=SINK, window=round(self.window * x["q"].shape[1]), backend="triton")
         if self.step or self.quadratic:
-            return op(**x, backend="triton")
+            return op(**x, **self.numbers(x), backend="triton")
         return op(**x, output_final_state=True, backend="triton")[0]
 
     def allow_anywhere(self) -> None:

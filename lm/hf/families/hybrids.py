@@ -43,7 +43,7 @@ HYBRIDS = joined(
         "ffn": KnownOptions(fixed={"bias": False}),
         "attention": KnownOptions(
             translated=(*SHARED["attention"], "head_dim", "ffn_hidden"),
-            fixed={"bias": "none", "window": None, "freeze_qk": False, "tie_qk": False, "heads": None},
+            fixed={"bias": "none", "window": None, "freeze_qk": False, "tie_qk": False, "heads": None, "mask": None},
             unused=("dropout",),
         ),
         "attention.rope": KnownOptions(translated=("theta",), fixed={"scaling": "none"}, unused=NO_SCALING),

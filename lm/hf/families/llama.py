@@ -38,7 +38,7 @@ KNOWN = joined(
             by_layer=("window",),
             given={"rope": "RoPE"},
             among={"qk_norm": ("none", "head"), "bias": ("none", "qkv", "all")},
-            fixed={"norm": "pre", "gate": False, "freeze_qk": False, "tie_qk": False, "heads": None},
+            fixed={"norm": "pre", "gate": False, "freeze_qk": False, "tie_qk": False, "heads": None, "mask": None},
         ),
         "attention.rope": ROPE,
     },

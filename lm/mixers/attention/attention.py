@@ -78,7 +78,7 @@ class Attention(Mixer):
         return q, k, v
 
     def new_state(self, n: int, dtype: torch.dtype, device: torch.device) -> KVState:
-        return KVState.empty(n, self.n_kv_heads, self.head_dim, self.visible.window, dtype, device)
+        return KVState.empty(n, self.n_kv_heads, self.head_dim, self.visible.most_slots, dtype, device)
 
     def flops_per_token(self, T: int) -> float:
         projections = self.projection.entries(self) + self.heads.entries(self) + self.o_proj.weight.numel()

@@ -10,6 +10,7 @@ from ...parts.rope_config import RopeConfig
 from ...parts.shape import ModelShape
 from ..options import FROM_MODEL, MixerConfig, Size, SizeOfPairs, head_sizes
 from .head_options import HeadsConfig
+from .mask_options import MaskConfig
 
 
 class AttentionConfig(MixerConfig):
@@ -39,6 +40,8 @@ class AttentionConfig(MixerConfig):
     rope: RopeConfig | None = RopeConfig()
     heads: HeadsConfig | None = None
     """Which heads a token uses; null: all."""
+    mask: MaskConfig | None = None
+    """A sink beside the window, which then stands in here; null: `window` alone."""
 
     def in_model(self, index: int, layers: Sequence[MixerConfig]) -> Self:
         if self.heads is None:
@@ -68,6 +71,9 @@ class AttentionConfig(MixerConfig):
                 f"{name}.tie_qk: needs freeze_qk and as many key heads as query heads, got "
                 f"freeze_qk={self.freeze_qk}, n_heads={n_heads}, n_kv_heads={n_kv_heads}"
             )
+        if self.mask is not None and self.window is not None:
+            raise ValueError(f"{name}.window: {self.window} beside a mask, which has its own; use {name}.mask.window")
+        mask = None if self.mask is None else self.mask.resolve(shape.context)
         heads = None if self.heads is None else self._heads(self.heads, n_heads, n_kv_heads)
         if self.rope and self.rope.fraction == 1 and head_dim % 2:
             raise ValueError(f"{name}.head_dim: {head_dim} is odd, RoPE rotates pairs; use an even one or rope: null")
@@ -77,7 +83,7 @@ class AttentionConfig(MixerConfig):
                 "rotates pairs; use a fraction that makes it even and at least 2"
             )
         sizes = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
-        return self.model_copy(update={**sizes, "heads": heads})
+        return self.model_copy(update={**sizes, "heads": heads, "mask": mask})
 
     def _heads(self, heads: HeadsConfig, n_heads: int, n_kv_heads: int) -> HeadsConfig:
         if self.dropout:

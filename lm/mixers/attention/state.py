@@ -1,4 +1,4 @@
-"""The KV cache of attention, a ring where there is a window."""
+"""The KV cache of attention, with a ring where there is a window."""
 
 from typing import Self
 
@@ -9,24 +9,25 @@ from ...parts.state import LayerState
 
 
 class KVState(LayerState):
-    """Keys and values [N, S, n_kv_heads, head_dim], S slots; the token at position p lies in slot p, or p mod `window`.
+    """Keys and values [N, S, n_kv_heads, head_dim], S slots, at most `most`; which token lies in which slot is that of
+    `visible`.
 
     Slots are allocated in doubling steps, so that a step writes its own tokens and copies no others. They lie head by
     head, [N, n_kv_heads, S, head_dim]: a query reads one stretch of memory.
     """
 
-    def __init__(self, k: Tensor, v: Tensor, window: int | None = None):
+    def __init__(self, k: Tensor, v: Tensor, most: int | None = None):
         super().__init__()
-        self.window = window
+        self.most = most
         self.load({"k": k, "v": v})
 
     @classmethod
     def empty(
-        cls, n: int, heads: int, head_dim: int, window: int | None, dtype: torch.dtype, device: torch.device
+        cls, n: int, heads: int, head_dim: int, most: int | None, dtype: torch.dtype, device: torch.device
     ) -> Self:
         """For n sequences without a token."""
         k, v = (torch.empty(n, 0, heads, head_dim, dtype=dtype, device=device) for _ in range(2))
-        return cls(k, v, window)
+        return cls(k, v, most)
 
     def held(self) -> tuple[Tensor, Tensor]:
         """Views of the keys and values in use [N, used, n_kv_heads, head_dim]."""
@@ -59,8 +60,8 @@ class KVState(LayerState):
         if self.used <= capacity:
             return
         grown = max(self.used, 2 * capacity)
-        if self.window is not None:
-            grown = min(grown, self.window)
+        if self.most is not None:
+            grown = min(grown, self.most)
         for name in ("k", "v"):
             old = self[name]
             new = old.new_zeros(*old.shape[:2], grown, old.shape[3])

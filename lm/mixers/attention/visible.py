@@ -19,10 +19,19 @@ from .options import AttentionConfig
 from .state import KVState
 
 
+class SinkWindow(NamedTuple):
+    """The first `sink` tokens of a sequence and the last `window` ones up to the query; None is all."""
+
+    sink: int
+    window: int | None
+
+
 class Causal:
     """A query sees every key of its sequence up to its own. Slot p holds the token at position p."""
 
-    window: int | None = None
+    span: SinkWindow = SinkWindow(0, None)
+    most_slots: int | None = None
+    """That are ever used; None: one for each token."""
 
     def keys(self, T: int) -> int:
         """Keys computed per query in a sequence of T tokens."""
@@ -37,9 +46,10 @@ class Causal:
     ) -> Tensor:
         """Over the tokens of this call alone, which begin their sequences."""
         if gate is not None and not gate.everywhere:
-            return head_routed_attention(q, k, v, gate.weight, window=self.window, sequences=sequences)
+            sink = None if self.span.window is None else self.span.sink
+            return head_routed_attention(q, k, v, gate.weight, sink=sink, window=self.span.window, sequences=sequences)
         if dropout:
-            o = causal_attention(q, k, v, sequences=sequences, window=self.window, dropout=dropout)
+            o = causal_attention(q, k, v, sequences=sequences, **self.span._asdict(), dropout=dropout)
         else:
             o = self._all_heads(q, k, v, sequences)
         return o if gate is None else gate.times(o)
@@ -54,7 +64,7 @@ class Causal:
         start = sequences.same_past
         if start is not None:
             return state.write_rows(start, k, v)
-        kept = sequences.once(_kept, None)
+        kept = sequences.once(_kept, self.span)
         state.write(kept.end, kept.row, kept.slot, k.flatten(0, 1), v.flatten(0, 1))
 
     def continued(
@@ -69,7 +79,7 @@ class Causal:
         one = sequences.tokens == 1 and not sequences.packed
         seen = None  # all of them, where every row has one token after the same past
         if not one or sequences.same_past is None:
-            seen = sequences.once(_seen_after, self.window, keys.shape[1])
+            seen = sequences.once(_seen_after, self.span, keys.shape[1])
         if one and gate is not None and not gate.everywhere:
             seen = None if seen is None else seen[:, 0]
             return head_routed_attention_step(q[:, 0], keys, values, gate.weight[:, 0], seen=seen)[:, None]
@@ -89,33 +99,36 @@ class Causal:
         rows = sequences.once(_rows)
         pairs = zip(state.held(), (k, v), strict=True)
         keys, values = (torch.cat((held.to(q.dtype), rows.spread(new)), 1) for held, new in pairs)
-        seen = sequences.once(_seen_beside, self.window, state.used)
+        seen = sequences.once(_seen_beside, self.span, state.used)
         o = rows.gathered(grouped_attention(rows.spread(q), keys, values, seen))
         self.remember(state, k.detach(), v.detach(), sequences)
         return o
 
 
-class SlidingWindow(Causal):
-    """A query sees the last `window` keys, its own included. A ring: slot p mod window holds position p."""
+class Banded(Causal):
+    """A query sees the sink, the first tokens of its sequence, and the last `window` ones, its own included. A sliding
+    window has a sink of 0. Slot p holds position p of the sink, and behind it a ring the others: p - sink mod window.
+    """
 
-    def __init__(self, window: int):
-        self.window: int = window
+    def __init__(self, sink: int, window: int):
+        self.span = SinkWindow(sink, window)
+        self.most_slots: int = sink + window
 
     def keys(self, T: int) -> int:
-        return min(T, self.window)
+        return min(T, self.most_slots)
 
     def slots(self, T: int) -> int:
-        return min(T, self.window)
+        return min(T, self.most_slots)
 
     def _all_heads(self, q: Tensor, k: Tensor, v: Tensor, sequences: Context) -> Tensor:
-        if self.window >= sequences.longest:
+        if self.most_slots >= sequences.longest:
             return super()._all_heads(q, k, v, sequences)
-        return banded_attention(q, k, v, sink=0, window=self.window, sequences=sequences)
+        return banded_attention(q, k, v, **self.span._asdict(), sequences=sequences)
 
     def remember(self, state: KVState, k: Tensor, v: Tensor, sequences: Context) -> None:
-        kept = sequences.once(_kept, self.window)
+        kept = sequences.once(_kept, self.span)
         k, v = k.flatten(0, 1), v.flatten(0, 1)
-        if kept.token is not None:  # those before the last `window` have no slot any more
+        if kept.token is not None:  # those between the sink and the last `window` have no slot any more
             k, v = k.index_select(0, kept.token), v.index_select(0, kept.token)
         state.write(kept.end, kept.row, kept.slot, k, v)
 
@@ -131,7 +144,9 @@ def _by_tiles(q: Tensor) -> bool:
 
 def visible_of(options: AttentionConfig) -> Causal:
     """What the options ask for."""
-    return Causal() if options.window is None else SlidingWindow(options.window)
+    if options.mask is not None:
+        return Banded(options.mask.sink, options.mask.window)
+    return Causal() if options.window is None else Banded(0, options.window)
 
 
 def _on_host(numbers: Sequence[int]) -> Tensor:
@@ -147,18 +162,20 @@ class _Kept(NamedTuple):
     end: int  # above all slots
 
 
-def _kept(sequences: Context, window: int | None) -> _Kept:
+def _kept(sequences: Context, span: SinkWindow) -> _Kept:
     lengths, past = _on_host(sequences.lengths), _on_host(sequences.past)
     row = _on_host(range(len(sequences))).repeat_interleave(lengths)
     start = _on_host(sequences.starts[: len(sequences)])
     position = torch.arange(len(row), device=HOST) - start[row] + past[row]
     end = max((a + b for a, b in zip(sequences.past, sequences.lengths, strict=True)), default=0)
+    sink, window = span
     if window is None:
         return _Kept(None, row.to(sequences.device), position.to(sequences.device), end)
-    token = (position >= (past + lengths)[row] - window).nonzero().squeeze(1)
+    token = ((position < sink) | (position >= (past + lengths)[row] - window)).nonzero().squeeze(1)
     chosen = None if len(token) == len(row) else token.to(sequences.device)
-    row, slot = row[token].to(sequences.device), (position[token] % window).to(sequences.device)
-    return _Kept(chosen, row, slot, min(end, window))
+    row, position = row[token].to(sequences.device), position[token]
+    slot = torch.where(position < sink, position, sink + (position - sink) % window).to(sequences.device)
+    return _Kept(chosen, row, slot, min(end, sink + window))
 
 
 class _Rows(NamedTuple):
@@ -190,32 +207,36 @@ def _rows(sequences: Context) -> _Rows:
     return _Rows(position.to(sequences.device), filled.flatten().nonzero().squeeze(1).to(sequences.device))
 
 
-def _seen(query: Tensor, key: Tensor, window: int | None = None) -> Tensor:
+def _seen(query: Tensor, key: Tensor, span: SinkWindow) -> Tensor:
     """[N, T, S] for positions of queries [N, T] and keys [N or 1, S], negative where there is none.
 
     An empty query sees anything: a softmax over nothing is NaN.
     """
     query, key = query[..., None], key[:, None]
     seen = (key >= 0) & (key <= query)
-    if window is not None:
-        seen &= query - key < window
+    if span.window is not None:
+        seen &= (query - key < span.window) | (key < span.sink)
     return seen | (query < 0)
 
 
-def _held(sequences: Context, seen: tuple[int, ...], window: int | None, slots: int) -> Tensor:
+def _held(sequences: Context, seen: tuple[int, ...], span: SinkWindow, slots: int) -> Tensor:
     """Position held by each slot [N, slots] after `seen` tokens of each sequence; negative where it is empty."""
     slot = torch.arange(slots, device=sequences.device)
     last = torch.tensor(seen, device=sequences.device)[:, None] - 1
-    return torch.where(slot <= last, slot, -1) if window is None else last - (last - slot) % window
+    held = torch.where(slot <= last, slot, -1)
+    if span.window is None:
+        return held
+    turned = last - (last - slot) % span.window  # of the ring's tokens the last one whose place this is
+    return torch.where(slot < span.sink, held, torch.where(turned < span.sink, -1, turned))
 
 
-def _seen_after(sequences: Context, window: int | None, slots: int) -> Tensor:
+def _seen_after(sequences: Context, span: SinkWindow, slots: int) -> Tensor:
     """By the call's queries, in the slots, after its keys were written."""
     seen = tuple(past + length for past, length in zip(sequences.past, sequences.lengths, strict=True))
-    return _seen(sequences.once(_rows).position, _held(sequences, seen, window, slots), window)
+    return _seen(sequences.once(_rows).position, _held(sequences, seen, span, slots), span)
 
 
-def _seen_beside(sequences: Context, window: int | None, slots: int) -> Tensor:
+def _seen_beside(sequences: Context, span: SinkWindow, slots: int) -> Tensor:
     """By the call's queries, in the slots before the call and in its keys behind them."""
     new = sequences.once(_rows).position
-    return _seen(new, torch.cat((_held(sequences, sequences.past, window, slots), new), 1), window)
+    return _seen(new, torch.cat((_held(sequences, sequences.past, span, slots), new), 1), span)
