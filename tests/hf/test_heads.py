@@ -147,9 +147,9 @@ def test_half_precision_comes_back_too(tmp_path, dtype):
 
 def test_a_llama_that_uses_some_heads_is_none_unless_asked(tmp_path):
     save(tmp_path / "src")
-    import_checkpoint(tmp_path / "src", tmp_path / "run", heads=heads_of(3, shared=1))
+    import_checkpoint(tmp_path / "src", tmp_path / "run", heads=heads_of(3, shared=1, shared_heads=[[0], [3]]))
     with pytest.raises(
-        ConfigError, match=r"attention.heads is [^;]*, needs None; use hybridlm, or .* \(--drop-heads\)"
+        ConfigError, match=r"^[^;]*: attention.heads is set, needs None; use hybridlm, or .* \(--drop-heads\)"
     ):
         export_run(tmp_path / "run", tmp_path / "out", "llama", None, Console(quiet=True))
     export_run(tmp_path / "run", tmp_path / "own", "auto", None, Console(quiet=True))

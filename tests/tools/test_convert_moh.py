@@ -1,7 +1,9 @@
 """`hybridlm convert llama --moh` and `convert sweep`: who is shared, what it costs, and what cannot be asked for."""
 
+import io
 import json
 import shlex
+import shutil
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -153,6 +155,22 @@ def test_a_run_has_the_heads_that_rank_highest(place, tmp_path, dense, calibrati
     specs = Run(tmp_path / by).recipe.model.layer_specs()
     assert [spec.options.heads.shared_heads for spec in specs] == shared_sets(ranked(dense, calibration, by), 2, 1)
     assert {(spec.options.heads.active, spec.options.heads.router) for spec in specs} == {(4, "query_norm")}
+
+
+def test_what_it_prints_measures_the_same_conversion_wherever_it_lies(place, tmp_path):
+    printed = Console(file=io.StringIO(), width=80)
+    src, text = tmp_path / "a b#[/b]$x", str(place / "text.txt")
+    shutil.copytree(place / "src", src)
+    convert_to_moh(
+        str(src), tmp_path / "to it", None, "shared=3,active=6,route=groups,shared-by=norm", text, 130, printed
+    )
+    measure, tune = printed.file.getvalue().splitlines()[-2:]  # type: ignore[attr-defined]
+    assert shlex.split(measure.partition("tuning: ")[2]) == [
+        *("hybridlm", "convert", "sweep", str(src), "--shared", "3", "--active", "6", "--shared-by", "norm"),
+        *("--route", "groups", "--calibrate", text, "--calibrate-tokens", "130"),
+    ]
+    assert tune == f"tune it with hybridlm train '{tmp_path}/to it' data.train=[...]"
+    assert "every token uses all heads, so nothing is saved" in printed.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_groups_are_shared_whole(place, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from hybridlm.kernels.shared.sequences import Sequences
 from hybridlm.lm.model import HybridLM
 from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.files import as_override
 from hybridlm.lm.recipe.recipe import Recipe
 from hybridlm.lm.recipe.tune import DistillConfig
 from hybridlm.lm.run import Run
@@ -216,9 +217,19 @@ def test_a_teacher_that_has_learned_more_since_is_a_change_that_is_noted(tiny_re
 )
 def test_a_teacher_that_cannot_be_one_is_refused_before_anything_is_written(tiny_recipe, taught, change, says):
     with pytest.raises(ConfigError, match=says) as error:
-        go(tiny_recipe, *taught, *change.replace("TEACHER", f"{tiny_recipe.parent}/runs/teacher").split("; "))
+        change = change.replace("TEACHER", f"{tiny_recipe.parent}/runs/teacher")
+        go(tiny_recipe, *taught, *change.split("; "))
     assert "\n" not in str(error.value)
     assert not Recipe.load(tiny_recipe).run_folder().exists()
+
+
+def test_a_run_is_not_its_own_teacher(tiny_recipe, taught):
+    run = go(tiny_recipe, *taught, "train.steps=2")
+    own = as_override("distill.teacher", str(run.folder / ".." / run.folder.name))
+    with pytest.raises(
+        ConfigError, match=r"^distill\.teacher: run .*: is the one that is trained, whose weights change"
+    ):
+        go(tiny_recipe, *taught, own, "train.steps=4")
 
 
 def test_a_narrow_student_learns_the_logits_alone(tiny_recipe, taught):
