@@ -19,7 +19,7 @@ settings.register_profile("fixed", derandomize=True, database=None)
 settings.register_profile("search")
 settings.load_profile("fixed")
 
-ADDRESS = {"MASTER_ADDR", "MASTER_PORT"}
+ADDRESS = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"}
 LAUNCHED = os.environ.keys() & ADDRESS
 WORDS = "the of and to in a that is was he for it with as his on be at by had not are but from or have an they"
 
