@@ -6,6 +6,7 @@ A checkpoint is RUN/checkpoints/step-000200; what lies in it is told where it is
 import json
 import math
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from functools import cached_property
@@ -100,7 +101,8 @@ class Run:
         newest = latest_checkpoint(self.checkpoints)
         if newest is None:
             raise ConfigError(
-                f"run {str(self.folder)!r}: no checkpoint yet; train it first: hybridlm train {self.folder}"
+                f"run {str(self.folder)!r}: no checkpoint yet; train it first: "
+                + shlex.join(["hybridlm", "train", str(self.folder)])
             )
         return newest
 

@@ -1,5 +1,6 @@
 """`hybridlm convert checkpoint`: a published checkpoint as a run folder."""
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -31,10 +32,11 @@ def convert_checkpoint(src: str, dst: Path, dtype: str | None, console: Console)
         run = import_checkpoint(src, dst, kind)
     model = run.recipe.model
     size = (run.newest_checkpoint() / "model.safetensors").stat().st_size
+    there = shlex.quote(str(dst))
     console.print(
         f"converted: {dst} ({describe(model.layer_specs())}, width {model.d_model}, {size / 1e6:.1f} MB of weights)\n"
-        f"score it with hybridlm eval {dst}; continue a text with hybridlm generate {dst} --prompt TEXT; train it on "
-        f"your data with hybridlm train {dst} data.train=[...]",
+        f"score it with hybridlm eval {there}; continue a text with hybridlm generate {there} --prompt TEXT; train it "
+        f"on your data with hybridlm train {there} data.train=[...]",
         highlight=False,
         markup=False,
         soft_wrap=True,

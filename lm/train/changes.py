@@ -1,7 +1,6 @@
 """What a resumed run does differently from then on: RUN/changes.jsonl, a line for each key."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,10 +9,12 @@ from ..data.files import append_records
 from ..parts.errors import ConfigError
 from ..recipe.recipe import Recipe
 from ..run import Run, code_revision, differences
-from .origins import read_origins
+from .origins import read_mapping, read_origins
 
 PLACES = ("train.out", "description", "grid", "init")
 """Keys of a recipe that say where a run lies, what it is called and where it began, not what it does from now on."""
+
+SO_FAR = "what the run has been so far"
 
 
 def note_changes(run: Run, step: int, origins: dict[str, Any]) -> list[str]:
@@ -25,7 +26,7 @@ def note_changes(run: Run, step: int, origins: dict[str, Any]) -> list[str]:
     found = [*differences(_recipe_before(run), _tree(run.recipe), "unset")]
     found = [change for change in found if not change[0].startswith(PLACES)]
     if (before := run.folder / "code.json").is_file():
-        code = differences(_mapping(before), code_revision(), "unset")
+        code = differences(read_mapping(before, SO_FAR), code_revision(), "unset")
         found += [(f"code.{name}", old, new) for name, old, new in code]
     found += differences(read_origins(run), origins)
     now = time.time()
@@ -42,18 +43,7 @@ def _recipe_before(run: Run) -> dict[str, Any]:
     try:
         return _tree(Recipe.load(path))
     except ConfigError:  # of an older version, with keys that are no more: the file as it stands
-        return _mapping(path)
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """What a file of YAML, of which JSON is a part, says."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: does not say what the run has been so far; restore it, or move it away")
-    return found
+        return read_mapping(path, SO_FAR)
 
 
 def _tree(recipe: Recipe) -> dict[str, Any]:

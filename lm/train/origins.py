@@ -1,7 +1,10 @@
 """RUN/origins.json: where a run's first weights came from, and which checkpoint teaches it."""
 
 import json
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ..data.files import write_atomically
 from ..parts.errors import ConfigError
@@ -13,14 +16,17 @@ FILE = "origins.json"
 def read_origins(run: Run) -> dict[str, Any]:
     """What the folder says, {} where there is nothing to say. Raises ConfigError for a file that is not whole."""
     path = run.folder / FILE
-    if not path.is_file():
-        return {}
+    return read_mapping(path, "where the run came from") if path.is_file() else {}
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """What a file of YAML, of which JSON is a part, says: `what`. Raises ConfigError for one that is not whole."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
         found = None
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: does not say where the run came from; restore it, or move it away")
+        raise ConfigError(f"{path}: does not say {what}; restore it, or move it away")
     return found
 
 

@@ -22,6 +22,7 @@ from hybridlm.lm.run import Run
 from hybridlm.tests.hf.helpers import build
 from hybridlm.tests.hf.llamas import save
 from hybridlm.tools import cli
+from hybridlm.tools.convert import convert_checkpoint
 from hybridlm.tools.moh.asked import parse
 from hybridlm.tools.moh.calibration import sharing, stretches_of
 from hybridlm.tools.moh.convert import convert_to_moh
@@ -171,6 +172,9 @@ def test_what_it_prints_measures_the_same_conversion_wherever_it_lies(place, tmp
     ]
     assert tune == f"tune it with hybridlm train '{tmp_path}/to it' data.train=[...]"
     assert "every token uses all heads, so nothing is saved" in printed.file.getvalue()  # type: ignore[attr-defined]
+    convert_checkpoint(str(src), tmp_path / "whole of it", None, printed)
+    told = printed.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
+    assert told.count(f" '{tmp_path}/whole of it'") == told.count("hybridlm ") == 3
 
 
 def test_groups_are_shared_whole(place, tmp_path):

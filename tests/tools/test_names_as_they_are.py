@@ -1,6 +1,7 @@
 """Names that a terminal, a figure, a Markdown table or a page could take for something else are shown as they are."""
 
 import io
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,8 +12,12 @@ from rich.console import Console
 
 from hybridlm.eval.console import markdown_table, plain_table, stage
 from hybridlm.eval.figures import save_figure
+from hybridlm.lm.data.registered.sources import fetch_command
+from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.run import Run
 from hybridlm.tools import cli
 from hybridlm.tools.arguments import console
+from hybridlm.tools.report_page.collect import collect
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -53,6 +58,18 @@ def test_so_do_the_table_and_the_stage_on_any_console(name):
 def test_bytes_that_are_no_text_are_shown_as_their_code(capsys):
     console().print("a\udcffb")
     assert capsys.readouterr().out == "a\\udcffb\n"
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "a#b", "[/b]", "$x", "it's", "*"])
+def test_a_command_to_paste_means_the_folder_that_it_names(name, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    shutil.copy(OLD / "recipe.yaml", folder)
+    for fails in (Run(folder).newest_checkpoint, lambda: collect([folder])):
+        with pytest.raises(ConfigError) as error:
+            fails()
+        assert shlex.split(str(error.value).partition("train it first: ")[2]) == ["hybridlm", "train", str(folder)]
+    assert shlex.split(fetch_command("sotu", folder)) == ["hybridlm", "fetch", "sotu", "--cache", str(folder)]
 
 
 def test_a_cell_of_a_markdown_table_stays_one_cell():

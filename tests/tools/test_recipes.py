@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from hybridlm.lm import Recipe
 from hybridlm.lm.parts.errors import ConfigError
+from hybridlm.lm.recipe.files import RECIPES, load_tree
 from hybridlm.tools import cli
 from hybridlm.tools.recipes import select
 from hybridlm.tools.summary import LONG, size_of
@@ -108,3 +109,9 @@ def test_a_glob_that_matches_nothing():
     assert str(error.value) == "--only 'hgrn-puer': matches no variant of study-mini; did you mean 'hgrn-pure'?"
     with pytest.raises(ConfigError, match=r"^recipe demo: has no grid section; "):
         select(Recipe.load("demo"), None)
+
+
+def test_no_two_recipes_leave_their_runs_in_one_folder():
+    names = [load_tree(path)[0]["name"] for path in sorted(RECIPES.rglob("*.yaml"))]
+    assert len(names) > 20 and len(set(names)) == len(names)
+    assert "moh" not in names  # which is where README's conversion lies

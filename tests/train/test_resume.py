@@ -61,6 +61,8 @@ def test_a_refused_resume_changes_no_file(tiny_recipe, console, change, says):
         ("metrics.jsonl", '{"loss": 1.0}\n', r"metrics\.jsonl: a line has no kind or no step"),
         ("code.json", "{", r"code\.json: does not say what the run has been so far"),
         ("code.json", "[]", r"code\.json: does not say what the run has been so far"),
+        ("origins.json", "{", r"origins\.json: does not say where the run came from"),
+        ("origins.json", "null", r"origins\.json: does not say where the run came from"),
         ("recipe.yaml", "name: [", r"recipe\.yaml: does not say what the run has been so far"),
         ("recipe.yaml", "", r"recipe\.yaml: does not say what the run has been so far"),
     ],

@@ -1,6 +1,7 @@
 """What a page shows of each folder: a training run's records and evaluations, or a sweep's results."""
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +88,8 @@ def collect(folders: list[Path]) -> tuple[list[RunView], list[SweepView]]:
 def _run_view(folder: Path, name: str) -> RunView:
     view = RunView(name, Run(folder), _newest_evaluations(folder / "eval"))
     if not (view.of_kind("train") or view.evaluations):
-        raise ConfigError(f"run {str(folder)!r}: nothing logged yet; train it first: hybridlm train {folder}")
+        command = shlex.join(["hybridlm", "train", str(folder)])
+        raise ConfigError(f"run {str(folder)!r}: nothing logged yet; train it first: {command}")
     return view
 
 

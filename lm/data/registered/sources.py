@@ -1,6 +1,7 @@
 """The registered sources: where each file comes from, what it may be used for, and who reads it."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -163,7 +164,7 @@ def get_source(name: str) -> RegisteredSource:
 def fetch_command(name: str, cache: str | Path) -> str:
     """What a user types to get a source into `cache`."""
     folder = Path(cache).expanduser()
-    return f"hybridlm fetch {name}" + ("" if folder == CACHE.expanduser() else f" --cache {folder}")
+    return f"hybridlm fetch {name}" + ("" if folder == CACHE.expanduser() else f" --cache {shlex.quote(str(folder))}")
 
 
 def fetch(name: str, cache: str | Path) -> Path:
